@@ -1,0 +1,36 @@
+# `make demo` and `make test` set up everything they need in .venv; nothing else is touched.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+
+.PHONY: setup demo test test-all lint clean
+
+setup: $(VENV)/.ready
+
+# Made again when pyproject.toml changes. The install is editable: source changes need no new setup.
+$(VENV)/.ready: pyproject.toml
+	$(PYTHON) -c 'import sys; sys.exit("denseloss needs Python 3.11 or newer, this is " + sys.version.split()[0]) if sys.version_info < (3, 11) else None'
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	$(BIN)/python -m pip install --quiet -e '.[dev]'
+	touch $@
+
+# Trains the same network with two losses on the built-in synthetic images.
+demo: setup
+	$(BIN)/python examples/demo.py
+
+lint: setup
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports --no-cache
+
+# Two processes with one thread each use two cores best: the tensors in the tests are small.
+test: lint
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -m 'not slow' $(PYTEST_ARGS)
+
+test-all: lint
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q $(PYTEST_ARGS)
+
+clean:
+	rm -rf $(VENV) build dist runs *.egg-info src/*.egg-info

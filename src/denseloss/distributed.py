@@ -1,0 +1,119 @@
+"""Exact means over ranks and over gradient-accumulation steps.
+
+A mean of means is not the mean: when ranks or micro-batches hold different numbers of valid
+pixels (or of boxes), averaging their losses weighs pixels unequally, and a Dice that pools the
+batch is a different function of each part. Inside `exact`, every loss divides by the count of all
+ranks and pools the sums of all ranks:
+
+    with denseloss.distributed.exact():
+        loss = criterion(logits, target)      # DDP averages the gradients: they come out exact
+
+The values of the ranks then average to the loss of the whole batch, and DDP's average of the
+gradients is its gradient. One small all-reduce per mean, none in the backward pass. Where
+torch.distributed is not initialised, `exact` does nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, NamedTuple
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+__all__ = ["SumCount", "exact", "sum_and_count"]
+
+
+class SumCount(NamedTuple):
+    """A loss as the pair that every mean is made of: ``mean = sum / count``."""
+
+    sum: Tensor
+    count: Tensor  # type: ignore[assignment] # shadows tuple.count, which nobody calls here
+
+
+class _World(NamedTuple):
+    group: dist.ProcessGroup | None
+    size: int
+
+
+_world: _World | None = None
+_record: list[SumCount] | None = None
+
+
+@contextmanager
+def exact(group: dist.ProcessGroup | None = None) -> Iterator[None]:
+    """Make each mean and each pooled sum inside exact over the ranks of a group.
+
+    Args:
+        group: the ranks that share a batch; None is all of them.
+    """
+    global _world
+    before = _world
+    if dist.is_available() and dist.is_initialized():
+        _world = _World(group, dist.get_world_size(group))
+    try:
+        yield
+    finally:
+        _world = before
+
+
+def sum_and_count(loss: Callable[..., Tensor], *inputs: Tensor, **options: Any) -> SumCount:
+    """The sum and the count whose ratio is the mean of a loss, for gradient accumulation.
+
+    Call ``backward`` on each micro-batch's ``sum``, add up the counts, and divide the gradients
+    by the total before the optimiser's step: the same gradient as that of one large batch.
+
+    Args:
+        loss: a loss with ``reduction="mean"`` that takes one mean (a single function or Module,
+            not a weighted sum of several, whose terms have counts of their own).
+        inputs: its tensors.
+        options: its keywords.
+
+    Raises:
+        ValueError: the loss took no mean, or more than one.
+
+    Example:
+        >>> logits = torch.zeros(1, 2, 3)
+        >>> from denseloss.functional import cross_entropy_loss
+        >>> sum_and_count(cross_entropy_loss, logits, torch.tensor([[0, 1, -100]]))
+        SumCount(sum=tensor(1.3863), count=tensor(2.))
+    """
+    global _record
+    before, _record = _record, []
+    try:
+        loss(*inputs, **options)
+        found = _record
+    finally:
+        _record = before
+    if len(found) != 1:
+        raise ValueError(
+            f"sum_and_count: loss must take exactly one mean, it took {len(found)}; "
+            'use reduction="mean", and call it for each term of a sum'
+        )
+    return found[0]
+
+
+def total(local: Tensor) -> Tensor:
+    """The sum over ranks. Its gradient is ``size`` times the local one, which DDP averages away."""
+    if _world is None:
+        return local
+    everywhere = local.detach().clone()
+    dist.all_reduce(everywhere, group=_world.group)
+    scaled = _world.size * local
+    # An exact straight-through: `everywhere + (scaled - scaled)` has the value of the first and
+    # the gradient of the second.
+    return everywhere + (scaled - scaled.detach())
+
+
+def mean(total_value: Tensor, count: Tensor | int) -> Tensor:
+    """``sum / count`` over all ranks; 0, with a graph, where nothing counts."""
+    if not isinstance(count, Tensor):
+        count = torch.full((), count, dtype=total_value.dtype, device=total_value.device)
+    if _record is not None:
+        _record.append(SumCount(total_value, count.detach()))
+    if _world is not None:
+        total_value, count = _world.size * total_value, count.detach().clone()
+        dist.all_reduce(count, group=_world.group)
+    return total_value / torch.where(count == 0, 1, count)

@@ -1,0 +1,335 @@
+"""Losses of single pixels: cross entropy, focal and their kin."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from denseloss import distributed
+from denseloss.contract import (
+    ClassMap,
+    ClassWeight,
+    ElementWeight,
+    Logits,
+    Masks,
+    NonNegative,
+    PixelWeight,
+    PosWeight,
+    Reduction,
+    Share,
+    checked,
+)
+from denseloss.losses.reduce import reduce
+from denseloss.module import loss_module
+from denseloss.primitives.likelihood import Categorical, sigmoid_likelihood, softmax_likelihood
+from denseloss.primitives.overlap import ratio
+
+__all__ = [
+    "BalancedCrossEntropyLoss",
+    "BinaryCrossEntropyLoss",
+    "BinaryFocalLoss",
+    "CrossEntropyLoss",
+    "FocalLoss",
+    "balanced_cross_entropy_loss",
+    "binary_cross_entropy_loss",
+    "binary_focal_loss",
+    "cross_entropy_loss",
+    "focal_loss",
+]
+
+
+@checked
+def cross_entropy_loss(
+    logits: Logits,
+    target: ClassMap,
+    *,
+    class_weight: ClassWeight | None = None,
+    label_smoothing: Share = 0.0,
+    weight: PixelWeight | None = None,
+    ignore_index: int = -100,
+    reduction: Reduction = "mean",
+) -> Tensor:
+    r"""Cross entropy of exclusive classes.
+
+    L = -Σ w cw[t] log p_t / Σ w cw[t],   p = softmax(z)
+
+    Use it first: it is the log-likelihood, is calibrated, and every other loss is compared to it.
+
+    Args:
+        logits: scores z.
+        target: labels, or class probabilities (then cw weighs each class's term and the mean
+            divides by Σ w).
+        class_weight: cw, what a pixel of each class counts for, >= 0.
+        label_smoothing: share of the target that is spread evenly over all classes, in [0, 1].
+        weight: w, what each pixel counts for, >= 0; 0 is void.
+        ignore_index: the label of void pixels.
+        reduction: over all pixels.
+
+    Returns:
+        A scalar, or float[n *s] with ``reduction="none"``.
+
+    Raises:
+        TypeError: a wrong dtype.
+        ValueError: a wrong shape, or an unknown reduction.
+
+    Differs from:
+        F.cross_entropy only where that is undefined: NaN logits under void pixels do no harm, all
+        void is 0 instead of NaN, and labels outside the classes give NaN instead of an error.
+
+    Source:
+        Good, *Rational Decisions*, J. R. Stat. Soc. B 14, 1952; label smoothing: Szegedy et al.,
+        CVPR 2016, section 7, arXiv:1512.00567.
+
+    Example:
+        >>> logits = torch.tensor([[[0.0, 0.0], [0.0, 1.0986]]])  # p = (1/2, 1/2), (1/4, 3/4)
+        >>> cross_entropy_loss(logits, torch.tensor([[0, 1]]))  # (ln 2 + ln 4/3) / 2
+        tensor(0.4904)
+    """
+    likely = softmax_likelihood(logits, target, weight, ignore_index)
+    values, count = _entropy(likely, class_weight)
+    if label_smoothing:
+        even = torch.full_like(logits, 1 / logits.shape[1])
+        spread = softmax_likelihood(logits, even, likely.valid, None)
+        values = (1 - label_smoothing) * values + label_smoothing * _entropy(spread, class_weight)[
+            0
+        ]
+    return reduce(values, reduction, weight=likely.weight, count=count)
+
+
+def _entropy(likely: Categorical, class_weight: Tensor | None) -> tuple[Tensor, Tensor]:
+    """-Σ cw t log p of each pixel, and what the pixel counts for in the mean."""
+    if class_weight is None:
+        return -(likely.share * likely.log_p).sum(1), likely.weight
+    cw = likely.per_class(class_weight)
+    values = -(cw * likely.share * likely.log_p).sum(1)
+    return values, likely.weight if likely.label is None else likely.weight * cw.squeeze(1)
+
+
+@checked
+def binary_cross_entropy_loss(
+    logits: Logits,
+    target: Masks,
+    *,
+    pos_weight: PosWeight | float | None = None,
+    weight: ElementWeight | None = None,
+    ignore_index: int | None = None,
+    reduction: Reduction = "mean",
+) -> Tensor:
+    r"""Cross entropy of independent channels.
+
+    L = Σ w [-b t log p - (1-t) log(1-p)] / Σ w,   p = sigmoid(z)
+
+    Use it for one foreground class, or for classes that overlap.
+
+    Args:
+        logits: scores z.
+        target: t in [0, 1], a mask per channel.
+        pos_weight: b, what a positive counts for; one number, one per channel, or a tensor that
+            broadcasts to the logits.
+        weight: w, what each element counts for, >= 0; 0 is void.
+        ignore_index: the value of void pixels in the target, such as 255.
+        reduction: over all elements.
+
+    Returns:
+        A scalar, or float[n c *s] with ``reduction="none"``.
+
+    Raises:
+        TypeError: a wrong dtype.
+        ValueError: a wrong shape, or an unknown reduction.
+
+    Differs from:
+        F.binary_cross_entropy_with_logits, whose mean with a weight divides by the number of
+        elements, not by Σ w, and whose pos_weight of shape [c] lies along the last axis, not
+        along the channels.
+
+    Source:
+        Cox, *The Regression Analysis of Binary Sequences*, J. R. Stat. Soc. B 20, 1958.
+
+    Example:
+        >>> binary_cross_entropy_loss(torch.zeros(1, 1, 2), torch.tensor([[[0.0, 1.0]]]))  # ln 2
+        tensor(0.6931)
+    """
+    likely = sigmoid_likelihood(logits, target, weight, ignore_index)
+    if pos_weight is None:
+        return reduce(likely.entropy, reduction, weight=likely.weight)
+    t = likely.target
+    b = _per_channel(pos_weight, t)
+    values = -(b * t * likely.log_p + (1 - t) * likely.log_q)
+    return reduce(values, reduction, weight=likely.weight)
+
+
+def _per_channel(value: Tensor | float, like: Tensor) -> Tensor | float:
+    """A number per channel [c] in the shape that broadcasts to [n c *s]."""
+    if not isinstance(value, Tensor):
+        return value
+    value = value.to(like.dtype)
+    if value.ndim == 1 and value.shape[0] == like.shape[1]:
+        return value.reshape(-1, *[1] * (like.ndim - 2))
+    return value
+
+
+@checked
+def balanced_cross_entropy_loss(
+    logits: Logits,
+    target: ClassMap,
+    *,
+    weight: PixelWeight | None = None,
+    ignore_index: int = -100,
+    reduction: Reduction = "mean",
+) -> Tensor:
+    r"""Cross entropy in which every class that is present has the same total weight.
+
+    L = -Σ w cw[t] log p_t / Σ w cw[t],   cw[c] = 1 / (valid pixels of class c in the batch)
+
+    Use it for rare classes when no weights are known beforehand.
+
+    Args:
+        logits: scores z.
+        target: labels, or class probabilities (a class then has Σ t pixels).
+        weight: w, what each pixel counts for on top of the balance, >= 0; 0 is void.
+        ignore_index: the label of void pixels.
+        reduction: over all pixels.
+
+    Returns:
+        A scalar, or float[n *s] with ``reduction="none"``.
+
+    Raises:
+        TypeError: a wrong dtype.
+        ValueError: a wrong shape, or an unknown reduction.
+
+    Differs from:
+        The common form that takes 1/(count + 1e-6) once, over the data set, at construction:
+        here the batch decides, at each call, and an absent class has no weight.
+
+    Source:
+        Xie and Tu, *Holistically-Nested Edge Detection*, ICCV 2015, eq. 2, arXiv:1504.06375,
+        from two classes to any number.
+
+    Example:
+        >>> target = torch.tensor([[0, 0, 0, 1]])
+        >>> logits = torch.tensor([[[0.0, 0.0, 0.0, 1.0986], [0.0, 0.0, 0.0, 0.0]]])
+        >>> balanced_cross_entropy_loss(logits, target)  # (ln 2 + ln 4) / 2
+        tensor(1.0397)
+    """
+    likely = softmax_likelihood(logits, target, weight, ignore_index)
+    pixels = distributed.total(likely.pixels(logits.shape[1]))
+    cw = likely.share * likely.per_class(ratio(torch.ones_like(pixels), pixels, empty=0))
+    count = likely.weight * cw.sum(1)
+    return reduce(-(cw * likely.log_p).sum(1), reduction, weight=likely.weight, count=count)
+
+
+@checked
+def focal_loss(
+    logits: Logits,
+    target: ClassMap,
+    *,
+    gamma: NonNegative = 2.0,
+    alpha: ClassWeight | NonNegative | None = None,
+    weight: PixelWeight | None = None,
+    ignore_index: int = -100,
+    reduction: Reduction = "mean",
+) -> Tensor:
+    r"""Cross entropy in which pixels that are already right count less.
+
+    L = Σ w α_t (1 - p_t)^γ (-log p_t) / Σ w,   p = softmax(z)
+
+    Use it when easy pixels outnumber the rest so far that they drown it.
+
+    Args:
+        logits: scores z.
+        target: labels, or class probabilities (then the sum over classes of t times the term).
+        gamma: γ >= 0, how fast a pixel fades as it gets right; 0 is cross entropy.
+        alpha: α, one factor for all classes, or one per class.
+        weight: w, what each pixel counts for, >= 0; 0 is void.
+        ignore_index: the label of void pixels.
+        reduction: over all pixels.
+
+    Returns:
+        A scalar, or float[n *s] with ``reduction="none"``.
+
+    Raises:
+        TypeError: a wrong dtype.
+        ValueError: a wrong shape, γ < 0, or an unknown reduction.
+
+    Variant:
+        Softmax over exclusive classes; the mean divides by Σ w, so α scales the loss.
+
+    Differs from:
+        MONAI's and smp's multiclass focal loss, which are sums of binary ones over sigmoids unless
+        told otherwise, and whose mean also divides by the number of classes, as kornia's does.
+
+    Source:
+        Lin et al., *Focal Loss for Dense Object Detection*, ICCV 2017, eq. 5, arXiv:1708.02002,
+        with the softmax in place of the sigmoid.
+
+    Example:
+        >>> focal_loss(torch.zeros(1, 2, 1), torch.tensor([[0]]))  # (1/2)^2 ln 2
+        tensor(0.1733)
+    """
+    likely = softmax_likelihood(logits, target, weight, ignore_index)
+    values = likely.miss**gamma * -likely.log_p
+    if isinstance(alpha, Tensor):
+        alpha = likely.per_class(alpha)
+    if alpha is not None:
+        values = alpha * values
+    return reduce((likely.share * values).sum(1), reduction, weight=likely.weight)
+
+
+@checked
+def binary_focal_loss(
+    logits: Logits,
+    target: Masks,
+    *,
+    gamma: NonNegative = 2.0,
+    alpha: Share | None = 0.25,
+    weight: ElementWeight | None = None,
+    ignore_index: int | None = None,
+    reduction: Reduction = "mean",
+) -> Tensor:
+    r"""Binary cross entropy in which elements that are already right count less.
+
+    L = Σ w α_t (1 - p_t)^γ BCE(p, t) / Σ w,   p = sigmoid(z)
+    α_t = α t + (1-α) (1-t),   p_t = p t + (1-p) (1-t)
+
+    Use it when easy background outnumbers the foreground a thousandfold, as in dense detection.
+
+    Args:
+        logits: scores z.
+        target: t, 0 or 1, a mask per channel. Soft targets are computed as written, but the
+            minimum is then not at p = t: use `quality_focal_loss` for them.
+        gamma: γ >= 0, how fast an element fades as it gets right.
+        alpha: α in [0, 1], the share of the positives; None switches the balance off.
+        weight: w, what each element counts for, >= 0; 0 is void.
+        ignore_index: the value of void pixels in the target, such as 255.
+        reduction: over all elements. Detectors divide the sum by their number of positives.
+
+    Returns:
+        A scalar, or float[n c *s] with ``reduction="none"``.
+
+    Raises:
+        TypeError: a wrong dtype.
+        ValueError: a wrong shape, γ < 0, α outside [0, 1], or an unknown reduction.
+
+    Differs from:
+        torchvision.ops.sigmoid_focal_loss, whose default reduction is ``"none"``, whose
+        gradient is NaN for γ < 1 at saturated logits, and which computes in half precision.
+
+    Source:
+        Lin et al., *Focal Loss for Dense Object Detection*, ICCV 2017, eq. 5, arXiv:1708.02002.
+
+    Example:
+        >>> binary_focal_loss(torch.zeros(1, 1, 1), torch.ones(1, 1, 1))  # 0.25 (1/2)^2 ln 2
+        tensor(0.0433)
+    """
+    likely = sigmoid_likelihood(logits, target, weight, ignore_index)
+    values = likely.miss**gamma * likely.entropy
+    if alpha is not None:
+        values = (alpha * likely.target + (1 - alpha) * (1 - likely.target)) * values
+    return reduce(values, reduction, weight=likely.weight)
+
+
+BalancedCrossEntropyLoss = loss_module(balanced_cross_entropy_loss)
+BinaryCrossEntropyLoss = loss_module(binary_cross_entropy_loss)
+BinaryFocalLoss = loss_module(binary_focal_loss)
+CrossEntropyLoss = loss_module(cross_entropy_loss)
+FocalLoss = loss_module(focal_loss)

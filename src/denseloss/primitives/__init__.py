@@ -1,0 +1,6 @@
+"""The few quantities that many losses share, defined in plain torch.
+
+A loss is a formula over these; only these have fast versions (`denseloss.backend`). Each takes the
+caller's tensors as they come (any float dtype, any integer labels, void pixels with any values
+in them) and returns float32 (float64 for float64 input).
+"""

@@ -1,0 +1,79 @@
+"""Pairs of boxes: the terms that every IoU loss is made of, safe for any box.
+
+Sizes of an inverted box (x2 < x1) count as 0. Every quotient is relative, without an added
+epsilon, so the terms do not change with the scale of the coordinates; 0/0 is defined.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from denseloss.backend import primitive
+from denseloss.primitives.overlap import ratio
+from denseloss.primitives.void import full_precision
+
+__all__ = ["BoxPairs", "box_pairs", "corners"]
+
+
+class BoxPairs(NamedTuple):
+    """The terms of each pair, [*m]."""
+
+    iou: Tensor
+    """I/U; for U = 0: 1 where the boxes are the same and not inverted, else 0"""
+    empty: Tensor
+    """(C - U)/C, the share of the hull that neither box covers; 0 for C = 0"""
+    offset: Tensor
+    """rho^2/c^2, the squared distance of the centres over the squared diagonal of the hull"""
+    tilt: Tensor
+    """atan(w_t/h_t) - atan(w/h), the difference of the aspect angles in radians"""
+
+
+def corners(boxes: Tensor, fmt: str) -> Tensor:
+    """Boxes in any format as (x1, y1, x2, y2)."""
+    if fmt == "xyxy":
+        return boxes
+    position, size = boxes[..., :2], boxes[..., 2:]
+    first = position if fmt == "xywh" else position - size / 2
+    return torch.cat([first, first + size], dim=-1)
+
+
+@primitive
+def box_pairs(boxes: Tensor, target_boxes: Tensor, weight: Tensor | None, fmt: str) -> BoxPairs:
+    """The terms of each pair; void pairs (weight 0) are taken as two boxes of size 0."""
+    a, b = full_precision(boxes), target_boxes.to(full_precision(boxes).dtype)
+    if weight is not None:
+        valid = (weight != 0).unsqueeze(-1)
+        a, b = torch.where(valid, a, 0), torch.where(valid, b, 0)
+    a, b = corners(a, fmt), corners(b, fmt)
+    first_a, last_a, first_b, last_b = a[..., :2], a[..., 2:], b[..., :2], b[..., 2:]
+
+    size_a, size_b = (last_a - first_a).clamp(min=0), (last_b - first_b).clamp(min=0)
+    shared = (torch.minimum(last_a, last_b) - torch.maximum(first_a, first_b)).clamp(min=0)
+    hull = (torch.maximum(last_a, last_b) - torch.minimum(first_a, first_b)).clamp(min=0)
+    inter, outer = _area(shared), _area(hull)
+    union = _area(size_a) + _area(size_b) - inter
+
+    same = (a == b).all(-1) & (last_a >= first_a).all(-1)
+    centres = (first_a + last_a - first_b - last_b) / 2
+    return BoxPairs(
+        iou=torch.where(union == 0, same.to(a.dtype), ratio(inter, union, empty=0)),
+        empty=ratio(outer - union, outer, empty=0),
+        offset=ratio(centres.square().sum(-1), hull.square().sum(-1), empty=0),
+        tilt=_angle(size_b) - _angle(size_a),
+    )
+
+
+def _area(size: Tensor) -> Tensor:
+    return size[..., 0] * size[..., 1]
+
+
+def _angle(size: Tensor) -> Tensor:
+    """atan(w/h); 0 for a box without size, whose angle is undefined."""
+    # Divided by the longer side, w and h are at most 1 and not both small: the gradient
+    # h/(w^2 + h^2) cannot underflow to 0/0.
+    longest = size.detach().amax(-1, keepdim=True)
+    w, h = (size / torch.where(longest == 0, 1, longest)).unbind(-1)
+    return torch.atan2(w, torch.where((w == 0) & (h == 0), 1, h))

@@ -1,0 +1,141 @@
+"""Weight maps: what each pixel or class counts for. Any loss takes any weight."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+import torch
+from torch import Tensor
+
+from denseloss.contract import Interval, Labels, MasksAlone, NonNegative, Odd, checked
+from denseloss.module import loss_module
+from denseloss.primitives import likelihood
+from denseloss.primitives.overlap import ratio
+from denseloss.primitives.void import full_precision
+from denseloss.primitives.windows import box_mean
+
+__all__ = [
+    "EdgeWeight",
+    "InverseFrequency",
+    "OneHot",
+    "edge_weight",
+    "inverse_frequency",
+    "one_hot",
+]
+
+Border = Literal["zero", "valid"]
+Count = Annotated[int, Interval(1, whole=True)]
+
+
+@checked
+def edge_weight(
+    target: MasksAlone, *, gamma: NonNegative = 5.0, window: Odd = 31, border: Border = "zero"
+) -> Tensor:
+    r"""Weight map that is high near the edges of a mask.
+
+    w = 1 + γ |box mean of t - t|
+
+    Use it where boundaries and thin parts matter; it is the weight of `structure_loss`.
+
+    Args:
+        target: t, masks; 0/1 or soft.
+        gamma: γ >= 0, the emphasis; w lies in [1, 1 + γ].
+        window: side of the box in pixels, odd.
+        border: pixels outside the image count as 0 (``"zero"``, as published: an object that
+            touches the border has an edge there), or do not count (``"valid"``).
+
+    Returns:
+        float[n c *s], float32 (float64 for float64 masks).
+
+    Raises:
+        TypeError: a wrong dtype.
+        ValueError: a wrong shape, γ < 0, an even window, or an unknown border.
+
+    Differs from:
+        The published code only in cost: running sums, not a 31 x 31 average pooling.
+
+    Source:
+        Wei et al., *F3Net*, AAAI 2020, eq. 7, arXiv:1911.11445, released code.
+
+    Example:
+        >>> edge_weight(torch.tensor([[[0.0, 0.0, 1.0]]]), gamma=3, window=3)  # 1 + 3 |mean - t|
+        tensor([[[1., 2., 3.]]])
+    """
+    t = full_precision(target)
+    return 1 + gamma * (box_mean(t, window, border=border) - t).abs()
+
+
+@checked
+def inverse_frequency(target: Labels, num_classes: Count, *, ignore_index: int = -100) -> Tensor:
+    r"""Class weights that are inverse to the number of pixels.
+
+    cw[c] = 1 / (pixels of class c), 0 for a class that is absent
+
+    Use it as ``class_weight``, from the labels of a batch or of the whole data set.
+
+    Args:
+        target: labels.
+        num_classes: c.
+        ignore_index: the label of void pixels, which count for no class.
+
+    Returns:
+        float32 [c]; all NaN where a label is neither void nor a class.
+
+    Raises:
+        TypeError: a wrong dtype.
+        ValueError: a wrong shape, or num_classes < 1.
+
+    Source:
+        King and Zeng, *Logistic Regression in Rare Events Data*, Political Analysis 9, 2001.
+
+    Example:
+        >>> inverse_frequency(torch.tensor([[0, 0, 2, -100]]), 3)
+        tensor([0.5000, 0.0000, 1.0000])
+    """
+    label = target.long()
+    valid = label != ignore_index
+    outside = valid & ((label < 0) | (label >= num_classes))
+    label = torch.where(valid & ~outside, label, 0)
+    pixels = likelihood.class_count(label, num_classes, valid & ~outside).float()
+    inverse = ratio(torch.ones_like(pixels), pixels, empty=0)
+    # A label that is no class must not vanish from a statistic unseen.
+    return torch.where(outside.any(), torch.nan, inverse)
+
+
+@checked
+def one_hot(target: Labels, num_classes: Count, *, ignore_index: int = -100) -> Tensor:
+    r"""Labels as one mask per class.
+
+    t_c = 1 where the label is c, else 0; 0 in every class where void
+
+    Use it to feed labels to a ``binary_`` loss.
+
+    Args:
+        target: labels.
+        num_classes: c.
+        ignore_index: the label of void pixels.
+
+    Returns:
+        float32 [n c *s]; NaN at a pixel whose label is neither void nor a class.
+
+    Raises:
+        TypeError: a wrong dtype.
+        ValueError: a wrong shape, or num_classes < 1.
+
+    Differs from:
+        F.one_hot, which puts the classes last and raises on void labels.
+
+    Source:
+        The indicator (Iverson bracket) [label = c].
+
+    Example:
+        >>> one_hot(torch.tensor([[1, -100, 0]]), 2)
+        tensor([[[0., 0., 1.],
+                 [1., 0., 0.]]])
+    """
+    return likelihood.one_hot(target, num_classes, ignore_index=ignore_index)
+
+
+EdgeWeight = loss_module(edge_weight)
+InverseFrequency = loss_module(inverse_frequency)
+OneHot = loss_module(one_hot)

@@ -1,0 +1,46 @@
+"""What every reader speaks of: a sample, the index of a void pixel, and the error."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+Task = Literal["binary", "multiclass"]
+
+VOID = 255
+"""The index of a void pixel in every mask that `denseloss.data` returns."""
+
+
+class DataError(Exception):
+    """Bad data; the message is one line, names the file and says what to do."""
+
+    def __init__(self, message: str) -> None:
+        # A DataLoader raises a worker's exception anew with the worker's whole traceback as its
+        # message; the one line for the user is the last of it.
+        if "Original Traceback" in message:
+            message = message.rstrip().rpartition("DataError: ")[2]
+        super().__init__(message)
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One image and its mask: two files, or one synthetic scene (then both are `None`)."""
+
+    name: str
+    image: Path | None
+    mask: Path | None
+
+
+class Findings:
+    """Where bad files are told: to stop at the first one, or to collect them all."""
+
+    def __init__(self, *, stop: bool) -> None:
+        self.stop = stop
+        self.problems: list[str] = []
+        self.bad: set[Path] = set()
+
+    def problem(self, message: str, *files: Path) -> None:
+        """Raise `DataError`, or remember the message and the files that it makes useless."""
+        if self.stop:
+            raise DataError(message)
+        self.problems.append(message)
+        self.bad.update(files)

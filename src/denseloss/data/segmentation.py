@@ -1,0 +1,428 @@
+"""Opening a data set: found by looking, and said in plain words."""
+
+import hashlib
+import os
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from denseloss.data.files import (
+    ImageFacts,
+    MaskFacts,
+    Window,
+    deep_window,
+    look_at_image,
+    look_at_mask,
+    oriented_size,
+    read_image,
+    read_mask,
+)
+from denseloss.data.folders import Layout, find_pairs
+from denseloss.data.labels import Labels, as_colours, decide_labels
+from denseloss.data.samples import VOID, DataError, Findings, Sample, Task
+from denseloss.data.synthetic import Scenes
+
+Progress = Callable[[Iterable[Any]], Iterable[Any]]
+
+
+@dataclass(frozen=True)
+class SegmentationData:
+    """A data set for semantic segmentation: what is in it, and how to read a sample.
+
+    Attributes:
+        name: A short name, of the folder or of the scenes.
+        source: What was found where, in words.
+        train: The samples to train on.
+        val: The samples to validate on.
+        test: The samples to test on, often none.
+        labels: How raw mask values become classes.
+        sizes: How many images there are of each (width, height).
+        void_share: The share of void pixels in the training masks.
+        class_share: The share of each class in the training pixels that are not void.
+        split_note: How the samples were divided.
+        notes: What else was found, in plain words.
+        warnings: What the user should look at.
+        window: The deep (16 bit, float) image values that become 0 and 255.
+        scenes: What draws the samples when they are synthetic.
+    """
+
+    name: str
+    source: str
+    train: tuple[Sample, ...]
+    val: tuple[Sample, ...]
+    test: tuple[Sample, ...]
+    labels: Labels
+    sizes: dict[tuple[int, int], int]
+    void_share: float
+    class_share: tuple[float, ...]
+    split_note: str
+    notes: tuple[str, ...] = ()
+    warnings: tuple[str, ...] = ()
+    window: Window | None = None
+    scenes: Scenes | None = field(default=None, repr=False)
+
+    @property
+    def task(self) -> Task:
+        """`"binary"` (one foreground) or `"multiclass"` (exclusive classes)."""
+        return self.labels.task
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """The name of each class, background included."""
+        return self.labels.names
+
+    @property
+    def values(self) -> tuple[int, ...]:
+        """The raw mask value of each class."""
+        return self.labels.values
+
+    @property
+    def ignore_value(self) -> int | None:
+        """The raw mask value that is void, `None` when there is none."""
+        return self.labels.ignore_value
+
+    @property
+    def num_classes(self) -> int:
+        """How many classes there are, background included."""
+        return len(self.labels.names)
+
+    def read(self, sample: Sample) -> tuple[Tensor, Tensor]:
+        """The image as `uint8[3, h, w]` RGB and the class indices `uint8[h, w]`.
+
+        Void pixels have the index `VOID` (255).
+
+        Raises:
+            DataError: A file cannot be read, or holds what it did not hold when it was opened.
+        """
+        if sample.image is None or sample.mask is None:
+            if self.scenes is None:
+                raise DataError(f"{sample.name}: is no sample of {self.source}")
+            return self.scenes.draw(sample.name)
+        raw, colour = read_mask(sample.mask)
+        mask = self.labels.decode(raw, colour=colour, path=sample.mask)
+        size = (mask.shape[1], mask.shape[0])
+        image = read_image(sample.image, window=self.window, size=size)
+        if image.shape[:2] != mask.shape:
+            raise DataError(_sizes_differ(sample.image, image.shape[1::-1], sample.mask, size))
+        return torch.from_numpy(image).permute(2, 0, 1).contiguous(), torch.from_numpy(mask)
+
+    def describe(self) -> list[str]:
+        """What was found, in plain words, one thing on a line."""
+        spell = self.labels.spell
+        lines = [
+            f"data: {self.source}",
+            f"images: {len(self.train)} train, {len(self.val)} val, {len(self.test)} test; "
+            f"{describe_sizes(self.sizes)}",
+            f"split: {self.split_note}",
+        ]
+        if self.task == "binary":
+            low, high = (spell(v) for v in self.values)
+            low, high = (
+                (low, high)
+                if self.labels.threshold is None
+                else (f"below {self.labels.threshold}", f"{self.labels.threshold} and above")
+            )
+            what = f"binary: mask value {low} is {self.class_names[0]}, "
+            lines.append(f"task: {what}{high} is {self.class_names[1]}")
+        else:
+            lines.append(f"task: {self.num_classes} exclusive classes")
+        width = max(len(name) for name in self.class_names)
+        for i, (name, share) in enumerate(zip(self.class_names, self.class_share, strict=True)):
+            lines.append(f"  class {i}  {name:<{width}}  {percent(share)} of the train pixels")
+        if self.ignore_value is None:
+            lines.append("void: none")
+        else:
+            lines.append(
+                f"void: mask value {spell(self.ignore_value)}, "
+                f"{percent(self.void_share).strip()} of the train pixels"
+            )
+        lines += [f"note: {note}" for note in self.notes]
+        lines += [f"warning: {warning}" for warning in self.warnings]
+        return lines
+
+
+def percent(share: float) -> str:
+    """A share with as many digits as a rare class needs."""
+    value = 100 * share
+    digits = 1 if value >= 10 or value == 0 else 2 if value >= 0.1 else 3 if value >= 0.01 else 4
+    return f"{value:.{digits}f} %".rjust(8)
+
+
+def describe_sizes(sizes: dict[tuple[int, int], int]) -> str:
+    """One size, or the range of sizes."""
+    if not sizes:
+        return "no size"
+    if len(sizes) == 1:
+        ((width, height),) = sizes
+        return f"all {width}x{height}"
+    widths, heights = zip(*sizes, strict=True)
+    return (
+        f"{len(sizes)} sizes, {min(widths)} to {max(widths)} wide and "
+        f"{min(heights)} to {max(heights)} high"
+    )
+
+
+def _sizes_differ(
+    image: Path, image_size: tuple[int, ...], mask: Path, mask_size: tuple[int, ...]
+) -> str:
+    return (
+        f"{image}: is {image_size[0]}x{image_size[1]} but its mask {mask} is "
+        f"{mask_size[0]}x{mask_size[1]}; make them the same size or remove the pair"
+    )
+
+
+def open_data(
+    where: str | Path | None,
+    *,
+    task: Task | None = None,
+    classes: int | Sequence[str] | None = None,
+    ignore_index: int | None = None,
+    seed: int = 0,
+    val_share: float = 0.2,
+    progress: Progress | None = None,
+) -> SegmentationData:
+    """Open a data set for semantic segmentation; its format is found by looking.
+
+    Args:
+        where: A folder of images and masks, a Pascal VOC folder, `"synthetic:NAME"` with knobs as
+            in `"synthetic:blobs?n=64&size=128&seed=3"`, or `None` for `"synthetic:blobs"`.
+        task: Overrides what the masks say.
+        classes: How many classes there are or their names, background included.
+        ignore_index: The raw mask value of void pixels.
+        seed: Which samples become validation samples where the folder has no split.
+        val_share: How many of them do.
+        progress: Wraps the loop over the files, as `tqdm` or `rich.progress.track` do.
+
+    Raises:
+        DataError: On the first bad file.
+    """
+    data, _ = survey(
+        where,
+        task=task,
+        classes=classes,
+        ignore_index=ignore_index,
+        seed=seed,
+        val_share=val_share,
+        progress=progress,
+        findings=Findings(stop=True),
+        whole=False,
+    )
+    return data
+
+
+def survey(
+    where: str | Path | None,
+    *,
+    task: Task | None,
+    classes: int | Sequence[str] | None,
+    ignore_index: int | None,
+    seed: int,
+    val_share: float,
+    progress: Progress | None,
+    findings: Findings,
+    whole: bool,
+) -> tuple[SegmentationData, dict[Path, MaskFacts]]:
+    """Open a data set and tell what is bad in it; `whole` decodes every image, too."""
+    if where is None or str(where).startswith("synthetic:"):
+        return _synthetic(str(where or "synthetic:blobs"), task, classes, ignore_index), {}
+    root = Path(where).expanduser()
+    layout = find_pairs(root, findings)
+    samples = [sample for group in layout.splits.values() for sample in group]
+    if not samples:
+        raise DataError(f"{root}: no image has a mask; see `denseloss check {root}`")
+    seen = list(_look_at_all(samples, progress, findings, whole=whole))
+    images = {s: image for s, image, _ in seen}
+    masks = {s: mask for s, _, mask in seen}
+    _check_sizes(images, masks, findings)
+    good = [m for s, m in masks.items() if s.mask not in findings.bad]
+    if not good:
+        raise DataError(f"{root}: no readable pair of image and mask; see `denseloss check {root}`")
+    labels = decide_labels(
+        good,
+        task=task,
+        classes=classes,
+        ignore_index=ignore_index,
+        voc=layout.voc,
+        findings=findings,
+    )
+    for split, group in layout.splits.items():
+        layout.splits[split] = [
+            s for s in group if s in masks and not {s.image, s.mask} & findings.bad
+        ]
+    train, val, test, note = _split(layout, seed=seed, val_share=val_share)
+    window = deep_window([i.deep_range for i in images.values() if i.deep_range is not None])
+    notes = [*layout.notes, *labels.notes]
+    if window is not None:
+        modes = sorted({i.mode for i in images.values() if i.deep_range is not None})
+        notes.append(
+            f"images of more than 8 bits ({', '.join(modes)}): values {window[0]:g} to "
+            f"{window[1]:g} become 0 to 255 in every image"
+        )
+    counted = as_colours([masks[s] for s in train])
+    void_share, class_share = _shares(labels, counted)
+    data = SegmentationData(
+        name=root.resolve().name,
+        source=layout.kind,
+        train=train,
+        val=val,
+        test=test,
+        labels=labels,
+        sizes=dict(Counter(masks[s].size for s in (*train, *val, *test))),
+        void_share=void_share,
+        class_share=class_share,
+        split_note=note,
+        notes=tuple(notes),
+        warnings=(*layout.warnings, *labels.warnings),
+        window=window,
+    )
+    return data, {m.path: m for m in masks.values()}
+
+
+def _look_at_all(
+    samples: list[Sample], progress: Progress | None, findings: Findings, *, whole: bool
+) -> Iterator[tuple[Sample, ImageFacts, MaskFacts]]:
+    def look(sample: Sample) -> tuple[ImageFacts | DataError, MaskFacts | DataError]:
+        assert sample.image is not None
+        assert sample.mask is not None
+        image: ImageFacts | DataError
+        mask: MaskFacts | DataError
+        try:
+            image = look_at_image(sample.image, whole=whole)
+        except DataError as error:
+            image = error
+        try:
+            mask = look_at_mask(sample.mask)
+        except DataError as error:
+            mask = error
+        return image, mask
+
+    # Decoders release the interpreter lock, so threads are enough.
+    pool = ThreadPoolExecutor(max_workers=min(8, os.cpu_count() or 1))
+    try:
+        looked_at = progress(samples) if progress else samples
+        for sample, (image, mask) in zip(looked_at, pool.map(look, samples), strict=True):
+            files = [p for p in (sample.image, sample.mask) if p is not None]
+            for found in (image, mask):
+                if isinstance(found, DataError):
+                    findings.problem(str(found), *files)
+            if not isinstance(image, DataError) and not isinstance(mask, DataError):
+                yield sample, image, mask
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def _check_sizes(
+    images: dict[Sample, ImageFacts], masks: dict[Sample, MaskFacts], findings: Findings
+) -> None:
+    for sample, image in images.items():
+        mask = masks[sample]
+        if image.size != mask.size and oriented_size(image.path) != mask.size:
+            findings.problem(
+                _sizes_differ(image.path, image.size, mask.path, mask.size), image.path, mask.path
+            )
+
+
+def _shares(labels: Labels, masks: list[MaskFacts]) -> tuple[float, tuple[float, ...]]:
+    pixels: Counter[int | None] = Counter()
+    for mask in masks:
+        for value, n in mask.counts.items():
+            pixels[labels.index_of(value)] += n
+    return shares_of(pixels, len(labels.names))
+
+
+def shares_of(pixels: Counter[int | None], num_classes: int) -> tuple[float, tuple[float, ...]]:
+    """The share of void in all pixels, and of each class in the pixels that are not void."""
+    counts = [pixels[i] for i in range(num_classes)]
+    known, total = sum(counts), sum(counts) + pixels[VOID]
+    return pixels[VOID] / max(total, 1), tuple(n / max(known, 1) for n in counts)
+
+
+def _split(
+    layout: Layout, *, seed: int, val_share: float
+) -> tuple[tuple[Sample, ...], tuple[Sample, ...], tuple[Sample, ...], str]:
+    if not 0 < val_share < 1:
+        raise DataError(f"val_share {val_share:g}: the validation share lies between 0 and 1")
+    groups = layout.splits
+    whole = None in groups
+    train = groups.get(None) or groups.get("train") or []
+    val, test = groups.get("val") or [], groups.get("test") or []
+    if not train:
+        raise DataError(f"{layout.root}: has no train split, only val or test; add train/")
+    if val:
+        note = "as in the folder"
+    else:
+        if len(train) < 2:
+            raise DataError(
+                f"{layout.root}: only one pair of image and mask; training and validation need "
+                "at least 2"
+            )
+        train, val = _drawn_split(train, seed=seed, val_share=val_share)
+        lacks = "no split" if whole else "no val split"
+        note = f"{lacks} in the folder: {len(train)} train / {len(val)} val by seed {seed}"
+    return tuple(train), tuple(val), tuple(test), note
+
+
+def _drawn_split(
+    samples: list[Sample], *, seed: int, val_share: float
+) -> tuple[list[Sample], list[Sample]]:
+    # By a digest of each name: the same on every machine and in every order of listing, and an
+    # image added later moves few others.
+    def digest(sample: Sample) -> bytes:
+        return hashlib.blake2b(f"{seed}/{sample.name}".encode(), digest_size=16).digest()
+
+    count = min(max(1, round(len(samples) * val_share)), len(samples) - 1)
+    chosen = set(sorted(samples, key=digest)[:count])
+    return [s for s in samples if s not in chosen], [s for s in samples if s in chosen]
+
+
+def _synthetic(
+    where: str, task: Task | None, classes: int | Sequence[str] | None, ignore_index: int | None
+) -> SegmentationData:
+    scenes = Scenes.parse(where)
+    count = classes if isinstance(classes, int) else len(classes or scenes.class_names)
+    if count is not None and count != len(scenes.class_names):
+        raise DataError(
+            f"{where}: has {len(scenes.class_names)} classes, --classes says {count}; leave it out"
+        )
+    if task == "binary" and len(scenes.class_names) != 2:
+        raise DataError(f"{where}: has {len(scenes.class_names)} classes, it is not binary")
+    if ignore_index not in (None, VOID):
+        raise DataError(f"{where}: its void value is {VOID}; leave --ignore-index out")
+    names = scenes.class_names if classes is None or isinstance(classes, int) else tuple(classes)
+    samples = tuple(Sample(name, None, None) for name in scenes.sample_names)
+    train_n = max(1, round(len(samples) * 2 / 3))
+    val_n = max(1, (len(samples) - train_n + 1) // 2)
+    train, val = samples[:train_n], samples[train_n : train_n + val_n]
+    pixels: Counter[int | None] = Counter()
+    looked_at = train[:64]
+    for sample in looked_at:
+        _, mask = scenes.draw(sample.name)
+        for index, n in enumerate(torch.bincount(mask.flatten(), minlength=256).tolist()):
+            pixels[index] += n
+    void_share, class_share = shares_of(pixels, len(names))
+    note = "the shares are those of the first 64 scenes"
+    return SegmentationData(
+        name=scenes.name,
+        source=f"{scenes}: {scenes.about}",
+        train=train,
+        val=val,
+        test=samples[train_n + val_n :],
+        labels=Labels(
+            task=task or ("binary" if len(names) == 2 else "multiclass"),
+            names=names,
+            values=tuple(range(len(names))),
+            ignore_value=VOID if scenes.has_void else None,
+        ),
+        sizes={(scenes.size, scenes.size): len(samples)},
+        void_share=void_share,
+        class_share=class_share,
+        split_note="fixed: the first two thirds train",
+        notes=(note,) if len(looked_at) < len(train) else (),
+        scenes=scenes,
+    )

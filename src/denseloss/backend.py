@@ -47,10 +47,10 @@ def primitive(definition: Callable[P, R]) -> Callable[P, R]:
 
 def implement(name: str, *, backend: str) -> Callable[[Callable[P, R]], Callable[P, R]]:
     """Register a fast version of the primitive ``name``."""
+    if name not in table:
+        raise KeyError(f"implement: there is no primitive {name!r}; known: {sorted(table)}")
 
     def register(version: Callable[P, R]) -> Callable[P, R]:
-        if name not in table:
-            raise KeyError(f"implement: there is no primitive {name!r}; known: {sorted(table)}")
         table[name][backend] = version
         return version
 

@@ -443,10 +443,13 @@ class Argument:
         return error(f"{function}: {self.name} must be {text}, got {_describe(value)}")
 
 
-@functools.cache
 def arguments(function: Callable[..., Any]) -> dict[str, Argument]:
     """What the annotations of a function say of each of its parameters."""
-    function = inspect.unwrap(function)
+    return _arguments(inspect.unwrap(function))
+
+
+@functools.cache
+def _arguments(function: Callable[..., Any]) -> dict[str, Argument]:
     hints = typing.get_type_hints(function, include_extras=True)
     found = {}
     for name, parameter in inspect.signature(function).parameters.items():
@@ -496,6 +499,9 @@ def checked(function: Callable[P, R]) -> Callable[P, R]:
                 sizes = stated[name].check(label, kwargs[name], sizes)
         return function(*args, **kwargs)
 
+    # torch.compile counts recompilations per code object: with one shared by all losses, the
+    # ninth loss compiled in a process would hit the limit.
+    call.__code__ = call.__code__.replace(co_name=label)  # type: ignore[attr-defined]
     return call
 
 

@@ -1,7 +1,5 @@
 """Hard scores, on the same sums as the losses: a score never changes because a loss does."""
 
-from __future__ import annotations
-
 from typing import Literal
 
 from torch import Tensor

@@ -7,6 +7,7 @@ tensors are the arguments of the call. The types come along: a type checker know
 from __future__ import annotations
 
 import inspect
+import types
 from collections.abc import Callable, Sequence
 from typing import Any, ClassVar, Concatenate, ParamSpec, cast, overload
 
@@ -71,6 +72,15 @@ class LossModule(nn.Module):
         return ", ".join(shown)
 
 
+def _own_forward() -> Callable[..., Tensor]:
+    """A copy of `LossModule.forward` with a code object of its own, see `contract.checked`."""
+    shared = LossModule.forward
+    code = shared.__code__.replace(co_name="forward")
+    forward = types.FunctionType(code, shared.__globals__, "forward", shared.__defaults__)
+    forward.__doc__, forward.__annotations__ = shared.__doc__, shared.__annotations__
+    return forward
+
+
 def _unknown(owner: str, name: str, known: Sequence[str]) -> str:
     near = nearest(name, known)
     mend = f"did you mean {near!r}?" if near else f"known: {', '.join(known)}"
@@ -106,5 +116,6 @@ def loss_module(function: Callable[..., Tensor], *, name: str = "") -> Callable[
         "__doc__": f"`{function.__name__}` as a Module: ``{name}(...)({call})``.\n\n"
         + inspect.cleandoc(function.__doc__ or ""),
         "__signature__": inspect.Signature(options),
+        "forward": _own_forward(),
     }
     return cast(Callable[..., LossModule], type(name, (LossModule,), members))

@@ -1,7 +1,5 @@
 """Weight maps: what each pixel or class counts for. Any loss takes any weight."""
 
-from __future__ import annotations
-
 from typing import Annotated, Literal
 
 import torch

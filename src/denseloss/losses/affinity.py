@@ -1,7 +1,5 @@
 """Losses without labels: pixels that are alike belong together."""
 
-from __future__ import annotations
-
 from typing import Literal
 
 import torch

@@ -1,7 +1,5 @@
 """Losses of box pairs: IoU and its extensions, safe for any box."""
 
-from __future__ import annotations
-
 import math
 from typing import Literal
 

@@ -1,7 +1,5 @@
 """Losses of distances that are predicted as distributions over bins."""
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor
 

@@ -1,7 +1,5 @@
 """Losses of single pixels: cross entropy, focal and their kin."""
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor
 

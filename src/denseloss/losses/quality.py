@@ -1,7 +1,5 @@
 """Losses of detection scores: the score of a place predicts how well its box fits."""
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor
 

@@ -1,7 +1,5 @@
 """Losses of regions: ratios of overlap sums. Each is one line over the same three sums."""
 
-from __future__ import annotations
-
 from typing import Literal
 
 from torch import Tensor

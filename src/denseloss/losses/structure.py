@@ -1,7 +1,5 @@
 """Losses that weigh pixels by the structure around them."""
 
-from __future__ import annotations
-
 from typing import Literal
 
 import torch

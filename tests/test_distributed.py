@@ -1,0 +1,115 @@
+"""Two ranks with half the batch each give the gradient of one rank with the whole."""
+
+from __future__ import annotations
+
+import multiprocessing
+from datetime import timedelta
+from pathlib import Path
+
+import pytest
+import torch
+import torch.distributed as dist
+
+from denseloss import distributed, functional
+from denseloss.compose import names, parse
+from denseloss.contract import example
+
+SEGMENTATION = ["cross_entropy", "balanced_cross_entropy", "focal", "dice(pool='batch')", "dice"]
+SEGMENTATION += ["jaccard(pool='batch', absent='skip')", "tversky(pool='batch')"]
+SEGMENTATION += ["cross_entropy + dice(pool='batch')"]
+BINARY = ["binary_cross_entropy", "binary_focal", "binary_dice(pool='batch')", "structure"]
+BINARY += ["structure(variant='released')"]
+
+
+def batch() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Logits, labels and masks whose halves hold different numbers of valid pixels."""
+    g = torch.Generator().manual_seed(3)
+    logits = torch.randn(4, 3, 6, 5, generator=g, dtype=torch.float64)
+    target = torch.randint(0, 3, (4, 6, 5), generator=g)
+    target[0, :4] = -100
+    target[2:][target[2:] == 2] = 0  # a class on one rank only
+    masks = functional.one_hot(target, 3)
+    masks[0, :, :4] = 255
+    return logits, target, masks
+
+
+def options(text: str) -> dict[str, int]:
+    return {"ignore_index": 255} if text in BINARY else {}
+
+
+def rank_main(rank: int, file: str, folder: str) -> None:
+    dist.init_process_group(
+        "gloo", init_method=f"file://{file}", rank=rank, world_size=2, timeout=timedelta(seconds=60)
+    )
+    logits, target, masks = batch()
+    half = slice(2 * rank, 2 * rank + 2)
+    found = {}
+    for text in SEGMENTATION + BINARY:
+        truth = masks if text in BINARY else target
+        z = logits[half].clone().requires_grad_()
+        with distributed.exact():
+            loss = parse(text)(z, truth[half], **options(text))
+        loss.backward()
+        found[text] = (loss.detach(), z.grad)
+    torch.save(found, Path(folder) / f"{rank}.pt")
+    dist.destroy_process_group()
+
+
+@pytest.fixture(scope="module")
+def ranks(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, tuple[torch.Tensor, ...]]]:
+    folder = tmp_path_factory.mktemp("ranks")
+    context = multiprocessing.get_context("spawn")
+    processes = [
+        context.Process(target=rank_main, args=(r, str(folder / "meet"), str(folder)))
+        for r in range(2)
+    ]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join(120)
+        assert process.exitcode == 0
+    return [torch.load(folder / f"{rank}.pt") for rank in range(2)]
+
+
+@pytest.mark.parametrize("text", SEGMENTATION + BINARY)
+def test_two_ranks_equal_one(text: str, ranks) -> None:
+    logits, target, masks = batch()
+    z = logits.requires_grad_()
+    loss = parse(text)(z, masks if text in BINARY else target, **options(text))
+    loss.backward()
+    values = torch.stack([rank[text][0] for rank in ranks])
+    torch.testing.assert_close(values.mean(), loss.detach())
+    # DDP averages the gradients of the ranks: each image's is half of what its rank holds.
+    grads = torch.cat([rank[text][1] for rank in ranks]) / 2
+    torch.testing.assert_close(grads, z.grad)
+
+
+def test_exact_does_nothing_without_ranks() -> None:
+    logits, target, _ = batch()
+    with distributed.exact():
+        value = functional.cross_entropy_loss(logits, target)
+    assert torch.equal(value, functional.cross_entropy_loss(logits, target))
+
+
+@pytest.mark.parametrize("name", sorted(names()))
+def test_accumulated_sums_equal_one_batch(name: str) -> None:
+    loss = names()[name]()
+    inputs = list(example(loss.function, dtype=torch.float64).values())
+    if name == "balanced_cross_entropy":
+        pytest.skip("its class weights are those of the batch that it sees")
+    first = inputs[0].requires_grad_()
+    (wanted,) = torch.autograd.grad(loss(*inputs), first)
+    parts = [[x[:1] for x in inputs], [x[1:] for x in inputs]]
+    pairs = [distributed.sum_and_count(loss, *part) for part in parts]
+    total = sum(pair.sum for pair in pairs) / sum(pair.count for pair in pairs)
+    torch.testing.assert_close(total, loss(*inputs))
+    (grad,) = torch.autograd.grad(total, first)
+    torch.testing.assert_close(grad, wanted)
+
+
+def test_sum_and_count_refuses_several_means() -> None:
+    logits, target, _ = batch()
+    with pytest.raises(ValueError, match="exactly one mean, it took 2"):
+        distributed.sum_and_count(parse("cross_entropy + dice"), logits, target)
+    with pytest.raises(ValueError, match="it took 0"):
+        distributed.sum_and_count(parse("dice(reduction='sum')"), logits, target)

@@ -1,0 +1,46 @@
+"""`import denseloss` costs nothing beyond `import torch`."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+PROBE = """
+import json, sys, time
+import torch
+before = set(sys.modules)
+start = time.process_time()  # not the clock: another process may hold the core
+import denseloss
+seconds = time.process_time() - start
+print(json.dumps([sorted(set(sys.modules) - before), seconds, torch.cuda.is_initialized()]))
+"""
+
+
+def probe() -> tuple[list[str], float, bool]:
+    done = subprocess.run([sys.executable, "-c", PROBE], capture_output=True, text=True, check=True)
+    modules, seconds, cuda = json.loads(done.stdout)
+    return modules, seconds, cuda
+
+
+def test_import_loads_denseloss_only() -> None:
+    modules, _, cuda = probe()
+    strangers = [m for m in modules if m.partition(".")[0] != "denseloss"]
+    # the standard library is free; anything else is not
+    assert [m for m in strangers if m.partition(".")[0] not in sys.stdlib_module_names] == []
+    tool = ("denseloss.train", "denseloss.data", "denseloss.cli", "denseloss.testing")
+    assert [m for m in modules if m.startswith(tool)] == []
+    assert not cuda
+
+
+def test_import_takes_less_than_50_ms() -> None:
+    # the least of several: another process may have emptied the caches
+    assert min(probe()[1] for _ in range(6)) < 0.050
+
+
+@pytest.mark.parametrize("module", ["denseloss.testing", "denseloss.functional"])
+def test_library_modules_import_without_the_tool(module: str) -> None:
+    heavy = ("lightning", "torchvision", "PIL", "matplotlib", "hypothesis")
+    code = f"import {module}, sys; print([m for m in {heavy} if m in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"

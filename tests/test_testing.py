@@ -131,13 +131,58 @@ def wrong_gradient(logits, target, **options):
     return CE(logits + 0.5 * (logits - logits.detach()), target, **options)
 
 
+def contiguous_only(logits, target, **options):
+    logits.view(-1)
+    return CE(logits, target, **options)
+
+
+def two_dimensions_only(logits, target, **options):
+    assert logits.ndim == 4
+    return CE(logits, target, **options)
+
+
+def nan_when_empty(logits, target, *, reduction, **options):
+    if reduction == "mean":
+        return CE(logits, target, reduction="none", **options).mean()
+    return CE(logits, target, reduction=reduction, **options)
+
+
+class _OldStyle(torch.autograd.Function):
+    """A context in forward, as functorch cannot take it."""
+
+    @staticmethod
+    def forward(ctx, logits):  # noqa: ARG004
+        return logits.clone()
+
+    @staticmethod
+    def backward(ctx, above):  # noqa: ARG004
+        return above
+
+
+def old_style_function(logits, target, **options):
+    return CE(_OldStyle.apply(logits), target, **options)
+
+
+def recompiled_for_each_batch(logits, target, **options):
+    return CE(logits, target, **options) + 0 * sum(range(logits.shape[0]))
+
+
+def prints(logits, target, **options):
+    print("loss")
+    return CE(logits, target, **options)
+
+
 BROKEN = {
+    "layout": [contiguous_only],
+    "dimensions": [two_dimensions_only],
+    "empty": [nan_when_empty],
+    "func": [old_style_function],
     "keywords": [ignored_keyword],
     "void": [leaking_void_in_value, leaking_void_by_product, mean_over_all],
     "upstream": [missing_upstream],
-    "purity": [in_place_write, in_place_same_values, grad_mode, random_state],
+    "purity": [in_place_write, in_place_same_values, grad_mode, random_state, prints],
     "no_host_read": [host_read],
-    "compile": [host_read],
+    "compile": [host_read, recompiled_for_each_batch],
     "reductions": [mean_over_all, leaking_void_in_value],
     "precision": [half_precision_sum],
     "extremes": [nan_at_saturation],

@@ -53,7 +53,8 @@ def edge_weight(
         The published code only in cost: running sums, not a 31 x 31 average pooling.
 
     Source:
-        Wei et al., *F3Net*, AAAI 2020, eq. 7, arXiv:1911.11445, released code.
+        Wei et al., *F3Net*, AAAI 2020, pixel position aware loss, arXiv:1911.11445, and its
+        released code.
 
     Example:
         >>> edge_weight(torch.tensor([[[0.0, 0.0, 1.0]]]), gamma=3, window=3)  # 1 + 3 |mean - t|
@@ -124,7 +125,7 @@ def one_hot(target: Labels, num_classes: Count, *, ignore_index: int = -100) -> 
         F.one_hot, which puts the classes last and raises on void labels.
 
     Source:
-        The indicator (Iverson bracket) [label = c].
+        Iverson, *A Programming Language*, 1962: the bracket [label = c].
 
     Example:
         >>> one_hot(torch.tensor([[1, -100, 0]]), 2)

@@ -64,7 +64,7 @@ def ncut_loss(
         square window, or sums over the batch before the ratio.
 
     Source:
-        Xia and Kulis, *W-Net*, 2017, eqs. 1-2, arXiv:1711.08506, after Shi and Malik, PAMI 2000.
+        Xia and Kulis, *W-Net*, 2017, eq. 2, arXiv:1711.08506, after Shi and Malik, PAMI 2000.
 
     Example:
         >>> z = torch.tensor([[[9.0, 9.0, -9.0], [-9.0, -9.0, 9.0]]])  # segments {u, v}, {w}

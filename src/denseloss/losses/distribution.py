@@ -80,7 +80,7 @@ def distribution_mean(logits: Bins) -> Tensor:
         ValueError: a wrong shape.
 
     Source:
-        Li et al., *Generalized Focal Loss*, NeurIPS 2020, eq. 4, arXiv:2006.04388.
+        Li et al., *Generalized Focal Loss*, NeurIPS 2020, eq. 5, arXiv:2006.04388.
 
     Example:
         >>> distribution_mean(torch.zeros(1, 4))  # (0 + 1 + 2 + 3) / 4

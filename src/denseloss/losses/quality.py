@@ -58,7 +58,7 @@ def quality_focal_loss(
         fractional β.
 
     Source:
-        Li et al., *Generalized Focal Loss*, NeurIPS 2020, eq. 3, arXiv:2006.04388.
+        Li et al., *Generalized Focal Loss*, NeurIPS 2020, eq. 2, arXiv:2006.04388.
 
     Example:
         >>> quality_focal_loss(torch.zeros(1), torch.ones(1))  # (1/2)^2 ln 2

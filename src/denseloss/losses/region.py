@@ -213,7 +213,7 @@ def jaccard_loss(
 
     Source:
         Rahman and Wang, *Optimizing Intersection-Over-Union in Deep Neural Networks for Image
-        Segmentation*, ISVC 2016, eqs. 3-5.
+        Segmentation*, ISVC 2016, section 3.
 
     Example:
         >>> jaccard_loss(torch.zeros(1, 2, 2), torch.tensor([[0, 1]]))  # 1 - 1.5/2.5
@@ -267,7 +267,7 @@ def binary_jaccard_loss(
 
     Source:
         Rahman and Wang, *Optimizing Intersection-Over-Union in Deep Neural Networks for Image
-        Segmentation*, ISVC 2016, eqs. 3-5.
+        Segmentation*, ISVC 2016, section 3.
 
     Example:
         >>> binary_jaccard_loss(torch.zeros(1, 1, 2), torch.tensor([[[0.0, 1.0]]]))  # 1 - 1.5/2.5
@@ -325,8 +325,8 @@ def tversky_loss(
         Code that swaps α and β: here, as in the paper and in MONAI, α prices false positives.
 
     Source:
-        Salehi et al., *Tversky loss function for image segmentation*, MLMI 2017, eq. 4,
-        arXiv:1706.05721.
+        Salehi et al., *Tversky loss function for image segmentation*, MLMI 2017,
+        section 2, arXiv:1706.05721.
 
     Example:
         >>> tversky_loss(torch.zeros(1, 2, 1), torch.tensor([[0]]))  # 1-1.5/1.75, 1-1/1.25
@@ -384,8 +384,8 @@ def binary_tversky_loss(
         Code that swaps α and β: here, as in the paper and in MONAI, α prices false positives.
 
     Source:
-        Salehi et al., *Tversky loss function for image segmentation*, MLMI 2017, eq. 4,
-        arXiv:1706.05721.
+        Salehi et al., *Tversky loss function for image segmentation*, MLMI 2017,
+        section 2, arXiv:1706.05721.
 
     Example:
         >>> binary_tversky_loss(torch.zeros(1, 1, 1), torch.ones(1, 1, 1))  # 1 - 1.5/1.75

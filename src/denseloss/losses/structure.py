@@ -76,7 +76,7 @@ def structure_loss(
         UACANet and other descendants, whose IoU is taken per pixel.
 
     Source:
-        Wei et al., *F3Net*, AAAI 2020, eqs. 6-9, arXiv:1911.11445; Fan et al., *PraNet*, MICCAI
+        Wei et al., *F3Net*, AAAI 2020, pixel position aware loss, arXiv:1911.11445; Fan et al., *PraNet*, MICCAI
         2020, section 2.4, arXiv:2006.11392; released code of both.
 
     Example:

@@ -110,7 +110,7 @@ def reduced(
 
 # float16 and bfloat16 are computed in float32 and their gradients rounded once, or once per use.
 _VALUE = {torch.float64: (1e-10, 1e-12)}
-_GRADIENT = {torch.float64: 1e-10, torch.float32: 2e-5, torch.float16: 2e-3, torch.bfloat16: 1.6e-2}
+_GRADIENT = {torch.float64: 1e-10, torch.float32: 5e-5, torch.float16: 2e-3, torch.bfloat16: 1.6e-2}
 
 
 def assert_value(actual: Tensor, expected: Tensor, dtype: torch.dtype) -> None:
@@ -125,7 +125,7 @@ def assert_gradient(actual: Tensor, expected: Tensor, dtype: torch.dtype) -> Non
     assert actual.dtype == dtype
     rtol = _GRADIENT[dtype]
     largest = expected.abs().max().item() if expected.numel() else 0.0
-    smallest = 1e-12 if dtype == torch.float64 else 2e-7  # also three subnormals of float16
+    smallest = 1e-12 if dtype == torch.float64 else 1e-6  # of gradients around 1
     atol = rtol / 4 * largest + smallest
     torch.testing.assert_close(actual.double(), expected, rtol=rtol, atol=atol)
 

@@ -15,6 +15,8 @@ from denseloss.primitives.void import full_precision
 
 __all__ = ["NCutLoss", "ncut_loss"]
 
+FAINT = 1e-30
+
 Variant = Literal["paper", "class_mean"]
 
 
@@ -80,14 +82,16 @@ def ncut_loss(
         )
     else:
         tied = _class_mean_association(p, f, sigma_intensity)
-    cut = p.shape[1] - ratio(tied.within, tied.total, empty=0).sum(-1)
+    # The share of a class is about its p: one this faint has none, and a gradient beyond float32.
+    cut = p.shape[1] - ratio(tied.within, tied.total, empty=0, least=FAINT).sum(-1)
     return reduce(cut.expand(p.shape[0]), reduction)
 
 
 def _class_mean_association(p: Tensor, f: Tensor, sigma_intensity: float) -> Association:
     """Each pixel tied to its class's mean colour instead of to other pixels; sums [k]."""
     p, f = p.flatten(2), f.flatten(2)
-    mean = ratio((p.unsqueeze(2) * f.unsqueeze(1)).sum(3), p.sum(2, keepdim=True), empty=0)
+    colours = (p.unsqueeze(2) * f.unsqueeze(1)).sum(3)
+    mean = ratio(colours, p.sum(2, keepdim=True), empty=0, least=FAINT)
     squared = (f.unsqueeze(1) - mean.unsqueeze(3)).square().sum(2)
     w = torch.exp(-squared.square() / sigma_intensity**2)
     return Association(

@@ -21,6 +21,7 @@ from denseloss.losses.reduce import reduce
 from denseloss.module import loss_module
 from denseloss.primitives.likelihood import Categorical, sigmoid_likelihood, softmax_likelihood
 from denseloss.primitives.overlap import ratio
+from denseloss.primitives.void import full_precision
 
 __all__ = [
     "BalancedCrossEntropyLoss",
@@ -86,7 +87,8 @@ def cross_entropy_loss(
     likely = softmax_likelihood(logits, target, weight, ignore_index)
     values, count = _entropy(likely, class_weight)
     if label_smoothing:
-        even = torch.full_like(logits, 1 / logits.shape[1])
+        # In full precision: 1/c is rarely a half-precision number.
+        even = torch.full_like(full_precision(logits), 1 / logits.shape[1])
         spread = softmax_likelihood(logits, even, likely.valid, None)
         values = (1 - label_smoothing) * values + label_smoothing * _entropy(spread, class_weight)[
             0

@@ -59,7 +59,7 @@ def box_pairs(boxes: Tensor, target_boxes: Tensor, weight: Tensor | None, fmt: s
     same = (a == b).all(-1) & (last_a >= first_a).all(-1)
     centres = (first_a + last_a - first_b - last_b) / 2
     return BoxPairs(
-        iou=torch.where(union == 0, same.to(a.dtype), ratio(inter, union, empty=0)),
+        iou=ratio(inter, union, empty=same.to(a.dtype)),
         empty=ratio(outer - union, outer, empty=0),
         offset=ratio(centres.square().sum(-1), hull.square().sum(-1), empty=0),
         tilt=_angle(size_b) - _angle(size_a),

@@ -10,7 +10,7 @@ from torch import Tensor
 from denseloss import distributed
 from denseloss.backend import primitive
 from denseloss.primitives import void
-from denseloss.primitives.likelihood import one_hot
+from denseloss.primitives.likelihood import TINY, one_hot
 
 __all__ = ["Overlap", "f_measure", "overlap", "ratio", "sigmoid_overlap", "softmax_overlap"]
 
@@ -92,7 +92,10 @@ def f_measure(sums: Overlap, *, beta: float, smooth: float) -> Tensor:
     return ratio(hit, hit + beta**2 * (true - both) + (predicted - both), empty=1)
 
 
-def ratio(part: Tensor, whole: Tensor, *, empty: float) -> Tensor:
-    """``part / whole``, and ``empty`` (without gradient) where the whole is 0."""
-    nothing = whole == 0
+def ratio(part: Tensor, whole: Tensor, *, empty: Tensor | float, least: float = TINY) -> Tensor:
+    """``part / whole``, and ``empty`` (without gradient) where the whole is 0.
+
+    A whole below ``least`` is taken as 0: the gradient, 1 / whole, would overflow.
+    """
+    nothing = whole.abs() < least
     return torch.where(nothing, empty, part / torch.where(nothing, 1, whole))

@@ -1,0 +1,451 @@
+"""The command `denseloss`: one function per verb.
+
+Whatever is slow, or comes with an extra, is imported inside the verbs.
+"""
+
+import contextlib
+import functools
+import inspect
+import io
+import os
+import re
+import shlex
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from denseloss.train.run import TrainResult
+
+_EXTRA = 'pip install "denseloss[train]"'
+_BAD_INPUT = 2
+_CTRL_C = 130
+
+Task = Literal["auto", "binary", "multiclass"]
+Verb = Callable[..., int]
+
+
+def main(args: Sequence[str] | None = None) -> int:
+    """Run one command.
+
+    Args:
+        args: The words after `denseloss`; None takes them from the command line.
+
+    Returns:
+        The exit code: 0, 2 for bad input, 130 after Ctrl-C.
+    """
+    words = list(sys.argv[1:] if args is None else args)
+    if words == ["--version"]:
+        from importlib.metadata import version
+
+        print(f"denseloss {version('denseloss')}")
+        return 0
+    try:
+        return _parsed(words or ["--help"])()
+    except SystemExit as stop:
+        return stop.code if isinstance(stop.code, int) else _BAD_INPUT
+    except ModuleNotFoundError as error:
+        if (error.name or "").partition(".")[0] == "denseloss":
+            raise
+        return _complain(f"the package {error.name} is missing: {_EXTRA}")
+    except BrokenPipeError:
+        # The reader has seen enough (`denseloss ls | head`); Python must not complain at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except KeyboardInterrupt:
+        return _complain("stopped", code=_CTRL_C)
+
+
+def train(
+    data: str = "synthetic:blobs",
+    /,
+    *,
+    loss: str = "cross_entropy + dice",
+    out: Path | None = None,
+    seed: int = 0,
+    steps: int | None = None,
+    epochs: int | None = None,
+    minutes: float | None = None,
+    size: int | None = None,
+    batch_size: int = 8,
+    lr: float | None = None,
+    weight_decay: float = 1e-4,
+    model: str = "dynunet",
+    deep_supervision: bool = False,
+    task: Task = "auto",
+    classes: str | None = None,
+    ignore_index: int | None = None,
+    val_share: float = 0.2,
+    val_every: int | None = None,
+    patience: int | None = None,
+    workers: int | None = None,
+    threads: int | None = None,
+    precision: Literal["auto", "bf16-mixed", "16-mixed", "32-true"] = "auto",
+    accelerator: Literal["auto", "cpu", "cuda", "mps"] = "auto",
+    devices: str = "1",
+    logger: Literal["none", "tensorboard", "wandb", "mlflow"] = "none",
+) -> int:
+    """Train a segmentation network on a folder of images and masks with the loss you name.
+
+    A run that was interrupted goes on when the same command is given again.
+
+    Args:
+        data: Folder of images and masks, Pascal VOC folder, or synthetic:NAME.
+        loss: Weighted sum of losses, such as "dice + 0.5*focal(gamma=2)". `denseloss ls` lists
+            them.
+        out: Run folder; by default runs/DATA-LOSS-SEED.
+        seed: Decides weights, order, augmentation, and the split where the folder has none.
+        steps: How many steps to train; by default 500.
+        epochs: How many passes over the training images instead.
+        minutes: How many minutes instead; the steps are planned by timing a few.
+        size: Side of the training squares in pixels; by default up to 192, as the images allow.
+        batch_size: Images per step and device.
+        lr: Highest learning rate of AdamW; by default 0.005 for dynunet, 0.002 for smp.
+        weight_decay: Weight decay of AdamW.
+        model: dynunet, or smp:ARCH:ENCODER (segmentation-models-pytorch).
+        deep_supervision: Let dynunet predict at smaller sizes, too, while it trains.
+        task: What the masks mean; auto looks.
+        classes: How many classes there are, or their names with commas, background first.
+        ignore_index: Mask value of the pixels that do not count.
+        val_share: Share of the images to validate on where the folder has no split.
+        val_every: Steps between validations; by default about 20 validations in all.
+        patience: Stop after this many validations without a better Dice.
+        workers: Processes that load images; by default as many as there are cores to spare.
+        threads: Threads of torch; by default 1 on a CPU, which is the fastest for small networks.
+        precision: Of the network; losses are always computed in float32.
+        accelerator: What to train on.
+        devices: How many devices, or which (0,3).
+        logger: A logger besides metrics.csv.
+    """
+    from denseloss.compose import ParseError
+    from denseloss.data import DataError
+    from denseloss.train import InputError, InterruptedRunError, TrainSettings, is_first_process
+    from denseloss.train import train as run
+
+    console = _console()
+    settings = TrainSettings(
+        data=data,
+        loss=loss,
+        out=out,
+        seed=seed,
+        steps=steps,
+        epochs=epochs,
+        minutes=minutes,
+        size=size,
+        batch_size=batch_size,
+        lr=lr,
+        weight_decay=weight_decay,
+        model=model,
+        deep_supervision=deep_supervision,
+        task=None if task == "auto" else task,
+        classes=_classes(classes),
+        ignore_index=ignore_index,
+        val_share=val_share,
+        val_every=val_every,
+        patience=patience,
+        workers=workers,
+        threads=threads,
+        precision=precision,
+        accelerator=accelerator,
+        devices=devices,
+        logger=logger,
+    )
+    try:
+        result = run(settings, console=console)
+    except (DataError, InputError, ParseError) as error:
+        return _complain(str(error))
+    except InterruptedRunError as stop:
+        return _complain(str(stop), code=stop.exit_code)
+    if is_first_process():
+        _report(result, data, console)
+    return 0
+
+
+def check(
+    data: str = "synthetic:blobs",
+    /,
+    *,
+    out: Path = Path("check.png"),
+    task: Task = "auto",
+    classes: str | None = None,
+    ignore_index: int | None = None,
+) -> int:
+    """Look at every file of a data folder, say what is in it and what is wrong with it.
+
+    Args:
+        data: Folder of images and masks, Pascal VOC folder, or synthetic:NAME.
+        out: Where to draw eight images with their masks.
+        task: What the masks mean; auto looks.
+        classes: How many classes there are, or their names with commas, background first.
+        ignore_index: Mask value of the pixels that do not count.
+    """
+    from rich.progress import track
+
+    from denseloss.data import DataError, check_data
+
+    console = _console()
+    try:
+        report = check_data(
+            data,
+            task=None if task == "auto" else task,
+            classes=_classes(classes),
+            ignore_index=ignore_index,
+            progress=lambda items: (
+                track(items, "looking at the data", console=console, transient=True)
+                if console.is_terminal
+                else items
+            ),
+        )
+        for line in report.lines():
+            _say(console, line)
+        if report.data is not None:
+            _say(console, f"picture: {report.draw(out)}")
+    except DataError as error:
+        return _complain(str(error))
+    if not report.ok:
+        count = len(report.problems)
+        what = "1 problem" if count == 1 else f"{count} problems"
+        return _complain(f"{data}: {what}, listed above; training needs them mended")
+    _say(console, f'next: denseloss train {shlex.quote(data)} --loss "cross_entropy + dice"')
+    return 0
+
+
+def ls() -> int:
+    """List the losses: name, task, what they are, where they come from."""
+    console = _console()
+    found = _entries()
+    if console.is_terminal:
+        from rich.table import Table
+
+        table = Table("name", "task", "what it is", "source", box=None, pad_edge=False)
+        for entry in found:
+            table.add_row(entry.name, entry.task, entry.line, entry.source)
+        console.print(table, highlight=False, markup=False)
+    else:
+        widths = [max(len(getattr(e, key)) for e in found) for key in ("name", "task", "line")]
+        for entry in found:
+            cells = zip((entry.name, entry.task, entry.line), widths, strict=True)
+            _say(console, "  ".join([*(f"{c:<{w}}" for c, w in cells), entry.source]))
+    _say(console, "\nnext: denseloss show NAME, or denseloss train DATA --loss NAME")
+    return 0
+
+
+def show(loss: str, /) -> int:
+    """Print what a loss computes, its options and its source.
+
+    Args:
+        loss: A name of `denseloss ls`.
+    """
+    from denseloss.contract import nearest
+
+    functions = _loss_functions()
+    function = functions.get(loss.removesuffix("_loss"))
+    if function is None:
+        near = nearest(loss, functions)
+        meant = f" (did you mean {near}?)" if near else ""
+        return _complain(f"{loss}: no such loss{meant}; see `denseloss ls`")
+    print(f"{_signature(function)}\n\n{inspect.getdoc(function)}")
+    return 0
+
+
+def _parsed(words: Sequence[str]) -> Callable[[], int]:
+    """Return the call that the words ask for; what is wrong with them becomes one line."""
+    import tyro
+
+    verbs: dict[str, Verb] = {"train": train, "check": check, "ls": ls, "show": show}
+    complaint = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(complaint):
+            call: Callable[[], int] = tyro.extras.subcommand_cli_from_dict(
+                {name: _deferred(verb) for name, verb in verbs.items()},
+                args=words,
+                prog="denseloss",
+                description="Losses for dense prediction: train with them on your own images.",
+                config=(
+                    tyro.conf.DisallowNone,
+                    tyro.conf.FlagCreatePairsOff,
+                    tyro.conf.HelptextFromCommentsOff,
+                    tyro.conf.PositionalMetavarFromFieldName,
+                ),
+            )
+            return call
+    except SystemExit as stop:
+        if complaint.getvalue():
+            verb = f" {words[0]}" if words[0] in verbs else ""
+            line = _one_line(complaint.getvalue())
+            raise SystemExit(_complain(f"{line}; see denseloss{verb} --help")) from None
+        raise stop
+
+
+def _deferred(verb: Verb) -> Callable[..., Callable[[], int]]:
+    """Parse the words as for a verb, but do not run it yet."""
+    import tyro
+
+    def parse(*args: object, **options: object) -> Callable[[], int]:
+        return functools.partial(verb, *args, **options)
+
+    # What None stands for is said in the help text; "(default: None)" would only puzzle.
+    silent = tyro.conf.arg(help_behavior_hint="")
+    signature = inspect.signature(verb, eval_str=True)
+    hints = {
+        name: Annotated[p.annotation, silent] if p.default is None else p.annotation
+        for name, p in signature.parameters.items()
+    }
+    parameters = [p.replace(annotation=hints[name]) for name, p in signature.parameters.items()]
+    parse.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]
+    parse.__annotations__ = hints
+    parse.__name__, parse.__doc__ = verb.__name__, verb.__doc__
+    return parse
+
+
+def _one_line(box: str) -> str:
+    """Return the message that tyro draws in a box, and what it thinks was meant."""
+    # Title, message, rule, hints; the first two are apart by a rule where there is no UTF-8.
+    rows = [row.strip("│╭╮╰╯ ") for row in box.splitlines()][1:]
+    parts: list[list[str]] = [[]]
+    for row in rows:
+        if row and not row.strip("-─"):
+            parts.append([])
+        elif row:
+            parts[-1].append(row)
+    message, *hints = [part for part in parts if part]
+    line = " ".join(" ".join(message).partition("Got errors:")[0].split()).rstrip(".")
+    meant = [row.split()[0] for part in hints for row in part if re.match(r"--?[a-z]", row)]
+    perhaps = f" (did you mean {' or '.join(meant[:2])}?)" if "Unrecognized" in line else ""
+    return line[:1].lower() + line[1:] + (perhaps if meant else "")
+
+
+@dataclass(frozen=True)
+class _Entry:
+    """A loss as `denseloss ls` lists it."""
+
+    name: str
+    task: str
+    line: str
+    source: str
+
+
+_TASKS = {
+    "ClassMap": "segmentation, exclusive classes",
+    "Masks": "segmentation, independent masks",
+    "Quality": "detection, scores",
+    "Boxes": "detection, boxes",
+    "BinTarget": "detection, distances",
+    "Image": "segmentation without labels",
+}
+
+
+def _loss_functions() -> dict[str, Callable[..., object]]:
+    """Return the loss functions by the names that expressions have for them."""
+    from denseloss import losses
+
+    names = [name for name in losses.__all__ if name.endswith("_loss")]
+    return {name.removesuffix("_loss"): getattr(losses, name) for name in names}
+
+
+def _entries() -> list[_Entry]:
+    """Read name, task, first line and source of each loss off its signature and docstring."""
+    from denseloss.contract import kinds
+
+    found = []
+    for name, function in _loss_functions().items():
+        text = inspect.getdoc(function) or ""
+        target = [kind.name for kind in kinds(function).values()][1]
+        source = text.partition("\nSource:\n")[2].partition("\n\n")[0]
+        line = text.partition("\n\n")[0].rstrip(".")
+        entry = _Entry(name, _TASKS.get(target, target), _joined(line), _joined(source))
+        found.append(entry)
+    order = list(_TASKS.values())
+    return sorted(found, key=lambda e: (order.index(e.task) if e.task in order else 99, e.name))
+
+
+def _joined(text: str) -> str:
+    return " ".join(text.split())
+
+
+def _signature(function: Callable[..., object]) -> str:
+    """Return the call with the shapes of its tensors and the defaults of its options."""
+    from denseloss.contract import kinds
+
+    tensors = kinds(function)
+    parts = []
+    for name, parameter in inspect.signature(function).parameters.items():
+        if parameter.default is inspect.Parameter.empty:
+            forms = " | ".join(form.notation for form in tensors[name].forms)
+            parts.append(f"{name}: {forms}")
+        else:
+            star = [] if "*" in parts else ["*"]
+            parts += [*star, f"{name}={parameter.default!r}"]
+    inside = "".join(f"\n    {part}," for part in parts)
+    return f"{getattr(function, '__name__', '')}({inside}\n)"
+
+
+def _console() -> "Console":
+    from rich.console import Console
+
+    return Console()
+
+
+def _say(console: "Console", line: str) -> None:
+    # Without a terminal a line stays a line, for `grep`.
+    console.print(line, highlight=False, markup=False, soft_wrap=True)
+
+
+def _complain(message: str, *, code: int = _BAD_INPUT) -> int:
+    label = "error: " if code == _BAD_INPUT else ""
+    print(f"denseloss: {label}{message}", file=sys.stderr)
+    return code
+
+
+def _classes(text: str | None) -> int | tuple[str, ...] | None:
+    if text is None:
+        return None
+    return int(text) if text.isdecimal() else tuple(part.strip() for part in text.split(","))
+
+
+def _report(result: "TrainResult", data: str, console: "Console") -> None:
+    """Print the scores of the best epoch, the files and what to do next."""
+    from rich.table import Table
+
+    summary = result.summary
+    best = summary["best"]
+    splits = {"validation": best} | ({"test": summary["test"]} if summary["test"] else {})
+    table = Table("", *(f"{split} {s}" for split in splits for s in ("Dice", "IoU")), box=None)
+    rows = {f"{name}": f"/{name}" for name in summary["class_names"]}
+    if summary["task"] == "multiclass":
+        rows["mean"] = ""
+    for label, key in rows.items():
+        keys = (f"dice{key}", f"iou{key}") if key else ("mean_dice", "mean_iou")
+        scores = [row[k] for row in splits.values() for k in keys]
+        table.add_row(label, *("absent" if v != v else f"{v:.4f}" for v in scores))
+    seconds = summary["seconds"]
+    console.print()
+    _say(
+        console,
+        f"best: step {best['step']} (epoch {best['epoch']}) of {summary['steps']}; "
+        f"{seconds / 60:.1f} minutes of training",
+    )
+    console.print(table, highlight=False, markup=False)
+    _say(console, f"files in {result.folder}:")
+    for name, what in (
+        ("samples.png", "image, truth, prediction and error of some validation images"),
+        ("curves.png", "loss and scores over the steps"),
+        ("metrics.csv", "the same as numbers, a row per validation"),
+        ("summary.json", "the best and the last row"),
+        ("best.ckpt, last.ckpt", "weights of the best and of the last validation"),
+        ("config.toml", "all settings of this run"),
+    ):
+        _say(console, f"  {name:<21} {what}")
+    other = "focal" if summary["loss"] != "focal" else "dice"
+    _say(
+        console,
+        f"next: the same with another loss: denseloss train {shlex.quote(data)} --loss {other}",
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,152 @@
+"""The run folder: what a run leaves behind, and how an interrupted one is found again."""
+
+import csv
+import io
+import json
+import os
+import time
+import tomllib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from denseloss.train.errors import InputError
+
+Table = Mapping[str, Any]
+
+
+class RunFolder:
+    """The files of one run.
+
+    `config.toml` is there from the start, `summary.json` is written last: a folder with the first
+    and without the second is a run to be resumed.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.config_file = path / "config.toml"
+        self.metrics_file = path / "metrics.csv"
+        self.log_file = path / "log.jsonl"
+        self.best_file = path / "best.ckpt"
+        self.last_file = path / "last.ckpt"
+        self.curves_file = path / "curves.png"
+        self.samples_file = path / "samples.png"
+        self.summary_file = path / "summary.json"
+
+    def unfinished(self) -> dict[str, Any] | None:
+        """Return the configuration of the run to be resumed, None where there is no run yet.
+
+        Raises:
+            InputError: The folder holds a finished run, or something else.
+        """
+        path = self.path
+        if self.summary_file.exists():
+            raise InputError(
+                f"{path}: holds a finished run, which is never overwritten; choose another --out "
+                "or --seed, or remove the folder"
+            )
+        if path.exists() and not path.is_dir():
+            raise InputError(f"{path}: is a file; choose another --out")
+        if self.config_file.exists():
+            return self.config()
+        if path.exists() and any(path.iterdir()):
+            raise InputError(
+                f"{path}: is not empty and holds no run of denseloss; choose another --out"
+            )
+        return None
+
+    def config(self) -> dict[str, Any]:
+        """Return the configuration that the run was begun with."""
+        try:
+            return tomllib.loads(self.config_file.read_text(encoding="utf-8"))
+        except tomllib.TOMLDecodeError as error:
+            raise InputError(
+                f"{self.config_file}: cannot be read ({error}); remove {self.path} or choose "
+                "another --out"
+            ) from None
+
+    def begin(self, config: Table) -> None:
+        """Make the folder and write the configuration."""
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            write_whole(self.config_file, to_toml(config))
+        except OSError as error:
+            raise InputError(
+                f"{self.path}: cannot be written ({error.strerror}); choose another --out"
+            ) from None
+
+    def log(self, event: str, **facts: Any) -> None:
+        """Append what happened to `log.jsonl`."""
+        line = {"time": time.strftime("%Y-%m-%dT%H:%M:%S%z"), "event": event, **facts}
+        with self.log_file.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(line) + "\n")
+
+    def write_metrics(self, rows: Sequence[Table]) -> None:
+        """Write all rows anew: what a killed run wrote after its last checkpoint disappears."""
+        text = io.StringIO()
+        writer = csv.DictWriter(text, fieldnames=list(rows[0]), lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+        write_whole(self.metrics_file, text.getvalue())
+
+    def finish(self, summary: Table) -> None:
+        """Write `summary.json`, which makes the run a finished one."""
+        # NaN is no JSON; a class that occurs nowhere has no score.
+        text = json.dumps(_without_nan(summary), indent=2, ensure_ascii=False, allow_nan=False)
+        write_whole(self.summary_file, text + "\n")
+
+
+def difference(old: Table, new: Table) -> str | None:
+    """Return the first setting in which two configurations differ, in words."""
+    for section in new:
+        before, now = old.get(section, {}), new[section]
+        for key in sorted({*before, *now}):
+            if before.get(key) != now.get(key):
+                return f"{key} was {_shown(before, key)}, now it is {_shown(now, key)}"
+    return None
+
+
+def _shown(table: Table, key: str) -> str:
+    return _toml_value(table[key]) if key in table else "not set"
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Write a file such that it is seen with its old content or its new one, never half."""
+    part = path.with_name(path.name + ".part")
+    with part.open("w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    part.replace(path)
+
+
+def to_toml(tables: Table) -> str:
+    """Write tables of plain values as TOML, which the standard library only reads."""
+    parts = []
+    for name, table in tables.items():
+        lines = [f"{_toml_key(k)} = {_toml_value(v)}" for k, v in table.items() if v is not None]
+        parts.append("\n".join([f"[{name}]", *lines]) + "\n")
+    return "\n".join(parts)
+
+
+def _toml_key(key: str) -> str:
+    return key if key.replace("_", "").replace("-", "").isalnum() else json.dumps(key)
+
+
+def _toml_value(value: Any) -> str:
+    if isinstance(value, bool | int | float | str):
+        # JSON and TOML write these alike.
+        return json.dumps(value, ensure_ascii=False)
+    if isinstance(value, Sequence):
+        return f"[{', '.join(map(_toml_value, value))}]"
+    raise TypeError(f"{value!r} has no place in a configuration")
+
+
+def _without_nan(value: Any) -> Any:
+    if isinstance(value, float) and value != value:
+        return None
+    if isinstance(value, Mapping):
+        return {key: _without_nan(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_without_nan(item) for item in value]
+    return value

@@ -1,0 +1,82 @@
+"""Minutes become steps: a plan in steps can be repeated and resumed exactly."""
+
+import copy
+import time
+from typing import Any
+
+import lightning as L
+import torch
+from lightning.pytorch.callbacks import Callback
+
+from denseloss.train.segmentation import Loading, Schedule, SegmentationBatches, SegmentationTask
+
+
+def steps_in(
+    minutes: float,
+    task: SegmentationTask,
+    loading: Loading,
+    *,
+    validations: int,
+    trainer_options: dict[str, Any],
+) -> int:
+    """Return how many steps fit into a time, besides so many validations.
+
+    Args:
+        minutes: The time.
+        task: What is trained; a copy of it is, for a moment.
+        loading: Where its images come from.
+        validations: How many there will be.
+        trainer_options: Of the trainer that will train.
+    """
+    step, validation = _seconds(task, loading, trainer_options)
+    return max(1, int((60 * minutes - validations * validation) / step))
+
+
+def _seconds(
+    task: SegmentationTask, loading: Loading, trainer_options: dict[str, Any]
+) -> tuple[float, float]:
+    """Measure a training step and a whole validation, on a copy."""
+    trial = copy.deepcopy(task)
+    clock = _Clock()
+    plan = Schedule(steps=_Clock.TOTAL, val_every=_Clock.TOTAL, lr=1e-6, weight_decay=0.0)
+    trial.schedule = plan
+    trainer = L.Trainer(
+        max_epochs=1,
+        limit_val_batches=min(4, len(loading.data.val)),
+        callbacks=[clock],
+        enable_checkpointing=False,
+        logger=False,
+        **trainer_options,
+    )
+    trainer.fit(trial, SegmentationBatches(loading, plan))
+    return clock.step, clock.image * len(loading.data.val)
+
+
+class _Clock(Callback):
+    """Times the later half of some steps, and some validation images."""
+
+    TOTAL = 12
+    step = 0.0
+    image = 0.0
+
+    def on_train_batch_start(self, trainer: L.Trainer, *_: Any) -> None:
+        if trainer.global_step == self.TOTAL // 2:
+            self._start = _now()
+
+    def on_train_batch_end(self, trainer: L.Trainer, *_: Any) -> None:
+        if trainer.global_step == self.TOTAL:
+            self.step = (_now() - self._start) / (self.TOTAL - self.TOTAL // 2)
+
+    def on_validation_start(self, *_: Any) -> None:
+        self._start = _now()
+        self._images = 0
+
+    def on_validation_batch_end(self, *_: Any) -> None:
+        self._images += 1
+        self.image = (_now() - self._start) / self._images
+
+
+def _now() -> float:
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    return time.perf_counter()

@@ -1,0 +1,570 @@
+"""`denseloss.train`: what a loss becomes on a task, what a run leaves, how it is resumed."""
+
+import csv
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+import tomllib
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from denseloss import compose, functional
+from denseloss.data import VOID, SegmentationDataset, denormalise, open_data
+from denseloss.train import InputError, TrainSettings, train
+from denseloss.train.criterion import TaskCriterion, as_masks
+from denseloss.train.folder import difference, to_toml
+from denseloss.train.models import build_model
+from denseloss.train.segmentation import (
+    Loading,
+    SampleStream,
+    Schedule,
+    Scores,
+    Shard,
+    steps_per_epoch,
+    train_loader,
+)
+
+FILES = {
+    "best.ckpt",
+    "config.toml",
+    "curves.png",
+    "last.ckpt",
+    "log.jsonl",
+    "metrics.csv",
+    "samples.png",
+    "summary.json",
+}
+
+
+def make_folder(root: Path, *, classes: int = 2, images: int = 8, size: int = 48) -> Path:
+    """Squares on noise, a class per brightness; one stripe of void (255) when multiclass."""
+    rng = np.random.default_rng(0)
+    for name in ("images", "masks"):
+        (root / name).mkdir(parents=True)
+    for i in range(images):
+        mask = np.zeros((size, size), np.uint8)
+        for index in range(1, classes):
+            top, left = rng.integers(0, size - 16, 2)
+            mask[top : top + 14, left : left + 14] = index
+        image = mask[..., None] * (200 // (classes - 1)) + rng.integers(0, 40, (size, size, 3))
+        if classes > 2:
+            mask[:2] = VOID
+        else:
+            mask *= 255
+        Image.fromarray(image.astype(np.uint8)).save(root / "images" / f"scene{i}.png")
+        Image.fromarray(mask).save(root / "masks" / f"scene{i}.png")
+    return root
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_folder(tmp_path_factory.mktemp("data") / "squares")
+
+
+@pytest.fixture(scope="module")
+def classes_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_folder(tmp_path_factory.mktemp("data") / "classes", classes=3)
+
+
+def tiny(data: Path, out: Path, **options: object) -> TrainSettings:
+    settings = TrainSettings(
+        data=str(data),
+        loss="dice + cross_entropy",
+        out=out,
+        steps=8,
+        val_every=2,
+        size=32,
+        batch_size=2,
+        workers=0,
+        accelerator="cpu",
+    )
+    return replace(settings, **options)  # type: ignore[arg-type]
+
+
+def rows(path: Path) -> list[dict[str, str]]:
+    with (path / "metrics.csv").open() as file:
+        return list(csv.DictReader(file))
+
+
+# ---------------------------------------------------------------- a loss on a task
+
+
+def batch(classes: int, channels: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    logits = torch.randn(2, channels, 12, 10, generator=generator)
+    target = torch.randint(0, classes, (2, 12, 10), generator=generator)
+    target[:, :3] = VOID
+    image = torch.randn(2, 3, 12, 10, generator=generator)
+    return logits, target, image
+
+
+def adapted(expression: str, *, task: str, classes: int) -> TaskCriterion:
+    return TaskCriterion(compose.parse(expression), task=task, num_classes=classes)  # type: ignore[arg-type]
+
+
+def test_binary_task_takes_plain_losses_in_their_binary_form() -> None:
+    logits, target, image = batch(2, 1)
+    criterion = adapted("2*dice(smooth=3) + focal + structure(window=5)", task="binary", classes=2)
+    dice, focal, structure = criterion([logits], target, image=image)
+    masks = as_masks(target, channels=1)
+    torch.testing.assert_close(
+        dice, 2 * functional.binary_dice_loss(logits, masks, smooth=3, ignore_index=VOID)
+    )
+    torch.testing.assert_close(
+        focal, functional.binary_focal_loss(logits, masks, ignore_index=VOID)
+    )
+    torch.testing.assert_close(
+        structure, functional.structure_loss(logits, masks, window=5, ignore_index=VOID)
+    )
+    assert criterion.num_outputs == 1
+    assert criterion.names == ("dice", "focal", "structure")
+    assert criterion.notes == (
+        "binary task: dice(smooth=3) is taken as binary_dice(smooth=3)",
+        "binary task: focal is taken as binary_focal, whose default is alpha=0.25",
+    )
+
+
+@pytest.mark.parametrize("name", ["balanced_cross_entropy", "cross_entropy(label_smoothing=0.1)"])
+def test_binary_task_without_a_binary_form_gets_two_classes(name: str) -> None:
+    logits, target, image = batch(2, 1)
+    criterion = adapted(name, task="binary", classes=2)
+    two = torch.cat([torch.zeros_like(logits), logits], 1)
+    expected = compose.parse(name)(two, target, ignore_index=VOID)
+    torch.testing.assert_close(criterion([logits], target, image=image).sum(), expected)
+    assert "it gets two classes, logits 0 and z" in criterion.notes[0]
+
+
+@pytest.mark.parametrize("name", ["quality_focal", "varifocal", "binary_tversky(alpha=0.3)"])
+@pytest.mark.parametrize(("task", "classes"), [("binary", 2), ("multiclass", 3)])
+def test_losses_of_independent_channels_get_masks(name: str, task: str, classes: int) -> None:
+    criterion = adapted(name, task=task, classes=classes)
+    logits, target, image = batch(classes, criterion.num_outputs)
+    masks = torch.stack([target == k for k in range(classes)], 1).float()
+    masks = masks[:, 1:] if task == "binary" else masks
+    valid = (target != VOID)[:, None].expand_as(masks).float()
+    expected = compose.parse(name)(logits, masks, weight=valid)
+    torch.testing.assert_close(criterion([logits], target, image=image).sum(), expected)
+
+
+def test_multiclass_task_gives_plain_losses_the_class_map() -> None:
+    logits, target, image = batch(3, 3)
+    criterion = adapted(
+        "cross_entropy(class_weight=[1, 2, 5]) + 0.5*dice(ignore_index=0)",
+        task="multiclass",
+        classes=3,
+    )
+    entropy, dice = criterion([logits], target, image=image)
+    weight = torch.tensor([1.0, 2.0, 5.0])
+    torch.testing.assert_close(
+        entropy,
+        torch.nn.functional.cross_entropy(logits, target, weight=weight, ignore_index=VOID),
+    )
+    void = target.masked_fill(target == 0, VOID)
+    torch.testing.assert_close(dice, 0.5 * functional.dice_loss(logits, void, ignore_index=VOID))
+    assert criterion.notes == ()
+
+
+def test_ncut_gets_the_image() -> None:
+    logits, target, image = batch(3, 3)
+    criterion = adapted("ncut(radius=2)", task="multiclass", classes=3)
+    expected = functional.ncut_loss(logits, denormalise(image).float(), radius=2)
+    torch.testing.assert_close(criterion([logits], target, image=image).sum(), expected)
+
+
+@pytest.mark.parametrize("task", ["binary", "multiclass"])
+@pytest.mark.parametrize("name", sorted(compose.names()))
+def test_every_loss_of_masks_trains_and_no_other(name: str, task: str) -> None:
+    detection = {"iou", "giou", "diou", "ciou", "distribution_focal"}
+    if name in detection:
+        with pytest.raises(InputError, match=f"--loss: {name} is a loss of"):
+            adapted(name, task=task, classes=2)
+        return
+    criterion = adapted(name, task=task, classes=2)
+    logits, target, image = batch(2, criterion.num_outputs)
+    logits = logits.requires_grad_()
+    # What lies under a void pixel has no say. N-cut has no labels, thus no void pixels.
+    if name != "ncut":
+        with torch.no_grad():
+            logits[:, :, :3] = torch.nan
+    criterion([logits], target, image=image).sum().backward()
+    assert logits.grad is not None
+    assert logits.grad.isfinite().all()
+    assert logits.grad.abs().sum() > 0
+    if name != "ncut":
+        assert not logits.grad[:, :, :3].any()
+
+
+def test_several_logits_are_brought_to_the_labels_and_share_the_loss() -> None:
+    logits, target, image = batch(3, 3)
+    small = torch.randn(2, 3, 6, 5)
+    criterion = adapted("cross_entropy + dice", task="multiclass", classes=3)
+    large = torch.nn.functional.interpolate(small, (12, 10), mode="bilinear", align_corners=False)
+    one, other = (criterion([z], target, image=image) for z in (logits, large))
+    both = criterion([logits, small], target, image=image)
+    torch.testing.assert_close(both, (2 * one + other) / 3)
+
+
+def test_a_loss_must_give_one_number() -> None:
+    with pytest.raises(InputError, match="leave out reduction='none'"):
+        adapted("dice(reduction='none')", task="multiclass", classes=3)
+
+
+# ---------------------------------------------------------------- models
+
+
+@pytest.mark.parametrize("spec", ["dynunet", "smp:Unet", "smp:deeplabv3plus:resnet18", "smp:PAN"])
+@pytest.mark.parametrize("size", [(64, 64), (37, 50), (5, 7)])
+def test_models_take_any_size(spec: str, size: tuple[int, int]) -> None:
+    model = build_model(spec, num_outputs=2)
+    (logits,) = model(torch.randn(2, 3, *size))
+    assert logits.shape == (2, 2, *size)
+
+
+@pytest.mark.slow
+def test_every_smp_architecture_is_built() -> None:
+    smp = pytest.importorskip("segmentation_models_pytorch")
+    for arch in smp.MODEL_ARCHITECTURES_MAPPING:
+        (logits,) = build_model(f"smp:{arch}", num_outputs=3)(torch.randn(2, 3, 100, 70))
+        assert logits.shape == (2, 3, 100, 70), arch
+
+
+def test_heads_of_deep_supervision_have_their_own_sizes_in_training_only() -> None:
+    model = build_model("dynunet", num_outputs=2, deep_supervision=True)
+    sizes = [tuple(z.shape[-2:]) for z in model(torch.randn(1, 3, 100, 64))]
+    assert sizes == [(100, 64), (50, 32), (25, 16), (13, 8)]
+    assert len(model.eval()(torch.randn(1, 3, 100, 64))) == 1
+
+
+@pytest.mark.parametrize(
+    ("spec", "message"),
+    [
+        ("dynunett", "did you mean dynunet"),
+        ("DeepLabV3", "not a known model"),
+        ("smp:Unett", "did you mean Unet"),
+        ("smp:Unet:resnet19", "no such encoder"),
+        ("smp:UnetPlusPlus:mit_b0", "cannot be built"),
+    ],
+)
+def test_unknown_models_are_one_line(spec: str, message: str) -> None:
+    with pytest.raises(InputError, match=message) as error:
+        build_model(spec, num_outputs=1)
+    assert "\n" not in str(error.value)
+
+
+# ---------------------------------------------------------------- what is drawn
+
+
+def stream(step: int, **options: int) -> SampleStream:
+    schedule = Schedule(steps=10, val_every=4, lr=1, weight_decay=0)
+    settings = {"images": 7, "batch_size": 2, "seed": 3, **options}
+    return SampleStream(schedule=schedule, step=lambda: step, **settings)
+
+
+def test_an_epoch_is_one_pass_and_a_stream_ends_at_the_next_validation() -> None:
+    whole = [key for step in (0, 4, 8) for keys in stream(step) for key in keys]
+    assert len(whole) == 20
+    assert list(stream(6)) == [stream(0).batch(s) for s in (6, 7)]
+    first = [index for epoch, index in whole if epoch == 0]
+    assert len(first) == len(set(first)) == 6
+    assert first != [index for epoch, index in whole if epoch == 1]
+    assert steps_per_epoch(7, 2) == 3
+
+
+def test_ranks_share_an_epoch() -> None:
+    ranks = [stream(0, images=8, rank=rank, world=2) for rank in (0, 1)]
+    seen = [index for s in (0, 1) for ranked in ranks for _, index in ranked.batch(s)]
+    assert sorted(seen) == list(range(8))
+
+
+def test_images_repeat_where_they_do_not_fill_a_batch() -> None:
+    keys = stream(0, images=3, batch_size=8).batch(0)
+    assert [index for _, index in keys[:3]] == [index for _, index in keys[3:6]]
+
+
+def test_workers_and_loss_do_not_change_what_is_drawn(folder: Path) -> None:
+    data = open_data(folder)
+    schedule = Schedule(steps=6, val_every=6, lr=1, weight_decay=0)
+    drawn = []
+    for workers in (0, 2):
+        loading = Loading(data=data, size=32, batch_size=2, seed=5, workers=workers)
+        loader = train_loader(loading, schedule, step=lambda: 0)
+        drawn.append([batch["image"] for batch in loader])
+    assert len(drawn[0]) == 6
+    assert all(torch.equal(a, b) for a, b in zip(*drawn, strict=True))
+    again = SegmentationDataset(data, data.train, size=32, train=True, seed=5)
+    epoch, index = SampleStream(
+        images=len(data.train), batch_size=2, seed=5, schedule=schedule, step=lambda: 0
+    ).batch(5)[0]
+    again.set_epoch(epoch)
+    assert torch.equal(again[index]["image"], drawn[0][5][0])  # type: ignore[arg-type]
+
+
+def test_ranks_have_equally_many_validation_images_and_count_each_once(folder: Path) -> None:
+    data = open_data(folder)
+    items = SegmentationDataset(data, data.train[:5], size=32, train=False)
+    shards = [Shard(items, rank=rank, world=2) for rank in (0, 1)]
+    assert [len(shard) for shard in shards] == [3, 3]
+    drawn = [shard[place] for shard in shards for place in range(3)]
+    counted = [item["index"] for item in drawn if item["counts"]]
+    assert sorted(counted) == [0, 1, 2, 3, 4]
+    assert (shards[1][2]["mask"] == VOID).all()
+
+
+# ---------------------------------------------------------------- scores
+
+
+def test_scores_are_pooled_over_pixels() -> None:
+    confusion = torch.tensor([[50, 10], [5, 35]])
+    scores = Scores.from_confusion(confusion, task="binary")
+    assert scores.mean_dice == pytest.approx(2 * 35 / (2 * 35 + 10 + 5))
+    assert scores.mean_iou == pytest.approx(35 / 50)
+    several = Scores.from_confusion(
+        torch.tensor([[4, 0, 0], [0, 0, 0], [2, 0, 2]]), task="multiclass"
+    )
+    assert np.isnan(several.dice[1])
+    assert several.mean_dice == pytest.approx((8 / 10 + 4 / 6) / 2)
+
+
+# ---------------------------------------------------------------- the run folder
+
+
+def test_a_run_leaves_its_files_and_is_never_overwritten(folder: Path, tmp_path: Path) -> None:
+    settings = tiny(folder, tmp_path / "run")
+    result = train(settings)
+    assert {path.name for path in result.folder.iterdir()} == FILES
+    table = rows(result.folder)
+    assert [row["step"] for row in table] == ["2", "4", "6", "8"]
+    assert [row["epoch"] for row in table][:2] == ["0.67", "1.33"]
+    for row in table:
+        terms = float(row["loss/dice"]) + float(row["loss/cross_entropy"])
+        assert float(row["loss"]) == pytest.approx(terms, rel=1e-5)
+        assert float(row["mean_dice"]) == float(row["dice/foreground"])
+    config = tomllib.loads((result.folder / "config.toml").read_text())
+    assert config["settings"]["steps"] == 8
+    assert config["settings"]["loss"] == "dice + cross_entropy"
+    assert config["data"]["values"] == [0, 255]
+    summary = json.loads((result.folder / "summary.json").read_text())
+    assert summary["best"]["mean_dice"] == max(float(row["mean_dice"]) for row in table)
+    assert summary["steps"] == 8
+
+    before = {path: path.stat().st_mtime_ns for path in result.folder.iterdir()}
+    with pytest.raises(InputError, match="finished run, which is never overwritten"):
+        train(settings)
+    assert before == {path: path.stat().st_mtime_ns for path in result.folder.iterdir()}
+
+
+def test_multiclass_with_void_and_deep_supervision(classes_folder: Path, tmp_path: Path) -> None:
+    settings = tiny(
+        classes_folder,
+        tmp_path / "run",
+        loss="cross_entropy + binary_dice",
+        deep_supervision=True,
+        epochs=2,
+        steps=None,
+        val_every=None,
+    )
+    result = train(settings)
+    (row,) = rows(result.folder)
+    per_class = [float(row[key]) for key in row if key.startswith("iou/")]
+    assert len(per_class) == 3
+    assert float(row["mean_iou"]) == pytest.approx(np.mean(per_class), abs=1e-6)
+    assert row["epoch"] == "2"
+
+
+def test_best_checkpoint_gives_the_best_score_again(folder: Path, tmp_path: Path) -> None:
+    result = train(tiny(folder, tmp_path / "run", steps=4))
+    best = torch.load(result.folder / "best.ckpt", weights_only=True)
+    assert best["global_step"] == result.summary["best"]["step"]
+
+
+def test_the_same_seed_starts_alike_whatever_the_loss(folder: Path, tmp_path: Path) -> None:
+    # One step: the training loss is that of the first weights on the first batch.
+    first = []
+    for loss in ("binary_dice", "3*binary_cross_entropy + binary_dice"):
+        result = train(tiny(folder, tmp_path / str(len(first)), loss=loss, steps=1))
+        first.append(rows(result.folder)[0]["loss/binary_dice"])
+    assert first[0] == first[1]
+
+
+def test_a_folder_that_is_not_ours_is_left_alone(folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "thesis.tex").write_text("")
+    with pytest.raises(InputError, match="is not empty and holds no run"):
+        train(tiny(folder, tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"steps": 3, "epochs": 2}, "--steps and --epochs both say"),
+        ({"lr": 0.0}, "--lr 0: must be larger than 0"),
+        ({"batch_size": 0}, "--batch-size 0"),
+        ({"seed": -1}, "--seed -1"),
+        ({"devices": "all"}, "--devices all"),
+        ({"precision": "16-mixed"}, "use bf16-mixed"),
+        ({"loss": "iou"}, "pairs of boxes"),
+        ({"loss": "dise"}, "dice"),
+        ({"model": "unet"}, "not a known model"),
+    ],
+)
+def test_bad_settings_make_no_folder(
+    folder: Path, tmp_path: Path, changed: dict[str, object], message: str
+) -> None:
+    with pytest.raises(ValueError, match=message) as error:
+        train(tiny(folder, tmp_path / "run", **changed))
+    assert "\n" not in str(error.value)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_loss_that_is_not_finite_stops_the_run(folder: Path, tmp_path: Path) -> None:
+    settings = tiny(folder, tmp_path / "run", lr=1e30, precision="32-true")
+    with pytest.raises(InputError, match=r"stopped at step \d+: the loss term .* is (nan|inf)"):
+        train(settings)
+    assert not (tmp_path / "run" / "summary.json").exists()
+    assert "failed" in (tmp_path / "run" / "log.jsonl").read_text()
+
+
+def test_training_stops_when_it_no_longer_gets_better(folder: Path, tmp_path: Path) -> None:
+    result = train(tiny(folder, tmp_path / "run", steps=60, val_every=1, patience=1, lr=1e-9))
+    assert result.summary["steps"] < 60
+    assert result.summary["planned_steps"] == 60
+
+
+def test_minutes_become_steps(folder: Path, tmp_path: Path) -> None:
+    start = time.monotonic()
+    result = train(tiny(folder, tmp_path / "run", steps=None, minutes=0.05, val_every=None))
+    config = tomllib.loads((result.folder / "config.toml").read_text())
+    assert config["settings"]["steps"] >= 1
+    assert result.summary["seconds"] < 10
+    assert time.monotonic() - start < 40
+
+
+def test_loggers(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("tensorboard")
+    result = train(tiny(folder, tmp_path / "run", steps=2, logger="tensorboard"))
+    assert list((result.folder / "tensorboard").glob("events*"))
+    monkeypatch.setitem(sys.modules, "wandb", None)
+    with pytest.raises(InputError, match="pip install wandb"):
+        train(tiny(folder, tmp_path / "other", logger="wandb"))
+    assert not (tmp_path / "other").exists()
+
+
+@pytest.mark.slow
+def test_two_devices_leave_one_run(folder: Path, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    run = started(folder, out, "--devices", "2", workers=0)
+    shown, complaint = run.communicate(timeout=300)
+    assert run.returncode == 0, complaint
+    assert complaint == ""
+    assert shown.count("best: step") == 1
+    assert "40 steps of 4 images" in shown
+    assert {path.name for path in out.iterdir()} == FILES
+
+
+# ---------------------------------------------------------------- interrupted and resumed
+
+LONG = ("--steps", "40", "--val-every", "4", "--size", "32", "--batch-size", "2")
+
+
+def started(folder: Path, out: Path, *options: str, workers: int) -> subprocess.Popen[str]:
+    words = ["train", str(folder), "--loss", "dice + cross_entropy", "--out", str(out), *LONG]
+    words += [*options, "--workers", str(workers), "--accelerator", "cpu"]
+    return subprocess.Popen(
+        [sys.executable, "-m", "denseloss.cli", *words],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
+
+
+def wait_for_rows(run: subprocess.Popen[str], out: Path, *, count: int) -> None:
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline and run.poll() is None:
+        if (out / "last.ckpt").exists() and len(rows(out)) >= count:
+            return
+        time.sleep(0.02)
+    run.kill()
+    pytest.fail(f"no rows: {run.communicate()}")
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> str:
+    out = tmp_path_factory.mktemp("runs") / "whole"
+    train(tiny(folder, out, steps=40, val_every=4))
+    return (out / "metrics.csv").read_text()
+
+
+@pytest.mark.parametrize(
+    ("kind", "code", "workers"),
+    [(signal.SIGINT, 130, 0), (signal.SIGTERM, 143, 0), (signal.SIGKILL, -9, 1)],
+)
+def test_an_interrupted_run_resumes_exactly(
+    folder: Path,
+    tmp_path: Path,
+    uninterrupted: str,
+    kind: signal.Signals,
+    code: int,
+    workers: int,
+) -> None:
+    out = tmp_path / "run"
+    run = started(folder, out, workers=workers)
+    wait_for_rows(run, out, count=2)
+    run.send_signal(kind)
+    _, complaint = run.communicate(timeout=60)
+    assert run.returncode == code, complaint
+    assert not (out / "summary.json").exists()
+    assert 2 <= len(rows(out)) < 10
+    if kind != signal.SIGKILL:
+        (line,) = complaint.strip().splitlines()
+        assert line.startswith("denseloss: stopped; ")
+        assert "the same command goes on from step" in line
+
+    settings = tiny(folder, out, steps=40, val_every=4)
+    with pytest.raises(InputError, match=r"lr was 0\.005, now it is 0\.001"):
+        train(replace(settings, lr=0.001))
+    result = train(settings)
+    assert (out / "metrics.csv").read_text() == uninterrupted
+    assert result.summary["steps"] == 40
+    events = [json.loads(line)["event"] for line in (out / "log.jsonl").read_text().splitlines()]
+    assert events[0] == "started"
+    assert "resumed" in events
+    assert events[-1] == "finished"
+
+
+def test_rows_after_the_last_checkpoint_disappear(folder: Path, tmp_path: Path) -> None:
+    settings = tiny(folder, tmp_path / "run")
+    result = train(settings)
+    whole = (result.folder / "metrics.csv").read_text()
+    # As if it had been killed in the moment between the last row and the summary.
+    (result.folder / "summary.json").unlink()
+    with (result.folder / "metrics.csv").open("a") as file:
+        file.write("9,10,0,0,0,0,0,0,0,0,0,0\n")
+    train(settings)
+    assert (result.folder / "metrics.csv").read_text() == whole
+
+
+# ---------------------------------------------------------------- small parts
+
+
+def test_toml_is_read_back_as_it_was() -> None:
+    table = {"a": {"x": 1, "y": 0.001, "z": 'quo"te', "w": [1, 2], "v": True, "a key": "é\n"}}
+    assert tomllib.loads(to_toml(table)) == table
+    changed = {"a": {**table["a"], "y": 0.002}}
+    assert difference(table, changed) == "y was 0.001, now it is 0.002"
+    assert difference(table, table) is None
+
+
+def test_the_learning_rate_warms_up_and_ends_at_zero() -> None:
+    schedule = Schedule(steps=100, val_every=10, lr=1, weight_decay=0)
+    factors = [schedule.factor(step) for step in range(101)]
+    assert factors[0] == pytest.approx(0.2)
+    assert max(factors) == 1
+    assert factors[100] == pytest.approx(0, abs=1e-9)

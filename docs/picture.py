@@ -56,7 +56,9 @@ def main() -> None:
         axis.set_title(name.replace("(", "\n("), fontsize=9)
     for axis in axes:
         axis.set_axis_off()
-    figure.suptitle("What each loss asks of the same prediction (purple: more, orange: less)", fontsize=10)
+    figure.suptitle(
+        "What each loss asks of the same prediction (purple: more, orange: less)", fontsize=10
+    )
     figure.savefig(Path(__file__).parent / "gradients.png", dpi=110)
 
 

@@ -45,8 +45,9 @@ class Pair:
         self.tw, self.th = (tx2 - tx1).clamp(min=0), (ty2 - ty1).clamp(min=0)
         overlap_w = (torch.minimum(x2, tx2) - torch.maximum(x1, tx1)).clamp(min=0)
         overlap_h = (torch.minimum(y2, ty2) - torch.maximum(y1, ty1)).clamp(min=0)
-        hull_w = (torch.maximum(x2, tx2) - torch.minimum(x1, tx1)).clamp(min=0)
-        hull_h = (torch.maximum(y2, ty2) - torch.minimum(y1, ty1)).clamp(min=0)
+        # around all corners: an inverted box lies inside its hull, too
+        xs, ys = torch.stack([x1, x2, tx1, tx2]), torch.stack([y1, y2, ty1, ty2])
+        hull_w, hull_h = xs.amax() - xs.amin(), ys.amax() - ys.amin()
         self.intersection = overlap_w * overlap_h
         self.union = self.w * self.h + self.tw * self.th - self.intersection
         self.hull = hull_w * hull_h

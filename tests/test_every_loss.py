@@ -28,6 +28,7 @@ def subject(name: str) -> Subject:
         getattr(functional, name),
         oracle=oracles().get(name),
         exact_gradient=name not in INEXACT_GRADIENT,
+        own_weights=name == "balanced_cross_entropy_loss",
     )
 
 

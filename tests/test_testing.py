@@ -122,6 +122,16 @@ def grad_mode(logits, target, **options):
     return CE(logits, target, **options)
 
 
+def doubled_mean(logits, target, *, reduction, **options):
+    value = CE(logits, target, reduction=reduction, **options)
+    return 2 * value if reduction == "mean" else value
+
+
+def cleared_of_nan_only(logits, target, *, weight, **options):
+    w = 1 if weight is None else weight.unsqueeze(1)
+    return CE(torch.nan_to_num(logits, posinf=1e4, neginf=-1e4) * (w != 0), target, **options)
+
+
 def random_state(logits, target, **options):
     torch.rand(1)
     return CE(logits, target, **options)
@@ -178,12 +188,17 @@ BROKEN = {
     "empty": [nan_when_empty],
     "func": [old_style_function],
     "keywords": [ignored_keyword],
-    "void": [leaking_void_in_value, leaking_void_by_product, mean_over_all],
+    "void": [
+        leaking_void_in_value,
+        leaking_void_by_product,
+        mean_over_all,
+        cleared_of_nan_only,
+    ],
     "upstream": [missing_upstream],
     "purity": [in_place_write, in_place_same_values, grad_mode, random_state, prints],
     "no_host_read": [host_read],
     "compile": [host_read, recompiled_for_each_batch],
-    "reductions": [mean_over_all, leaking_void_in_value],
+    "reductions": [doubled_mean, mean_over_all, leaking_void_in_value],
     "precision": [half_precision_sum],
     "extremes": [nan_at_saturation],
     "gradient": [wrong_gradient, missing_upstream],

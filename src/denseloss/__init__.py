@@ -17,7 +17,33 @@ __version__ = "0.1.0"
 
 __all__ = [
     "AtTargetSize",
+    "BalancedCrossEntropyLoss",
+    "BinaryCrossEntropyLoss",
+    "BinaryDiceLoss",
+    "BinaryFScore",
+    "BinaryFocalLoss",
+    "BinaryJaccardLoss",
+    "BinaryTverskyLoss",
+    "CIoULoss",
+    "CrossEntropyLoss",
+    "DIoULoss",
     "DeepSupervision",
+    "DiceLoss",
+    "DistributionFocalLoss",
+    "DistributionMean",
+    "EdgeWeight",
+    "FScore",
+    "FocalLoss",
+    "GIoULoss",
+    "InverseFrequency",
+    "IoULoss",
+    "JaccardLoss",
+    "NCutLoss",
+    "OneHot",
+    "QualityFocalLoss",
+    "StructureLoss",
+    "TverskyLoss",
+    "VarifocalLoss",
     "WeightedSum",
     "backend",
     "compose",
@@ -26,7 +52,4 @@ __all__ = [
     "losses",
     "metrics",
     "weights",
-]
-__all__ += [
-    name for name in (*losses.__all__, *metrics.__all__, *weights.__all__) if not name.islower()
 ]

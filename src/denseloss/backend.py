@@ -68,8 +68,10 @@ class use:  # noqa: N801 - reads as a verb: `with backend.use("reference")`
     Args:
         backend: ``"reference"``, the name of a fast backend, or None to choose by device again.
 
+    A primitive that has no version for that backend runs its definition.
+
     Raises:
-        RuntimeError: the backend is not there. Nothing falls back silently.
+        RuntimeError: no primitive has a version for that backend here.
     """
 
     def __init__(self, backend: str | None) -> None:

@@ -8,6 +8,7 @@ parts = criterion.terms(logits, target)     # {"cross_entropy": ..., "dice": ...
 from __future__ import annotations
 
 import ast
+import math
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -21,6 +22,16 @@ from denseloss.module import LossModule
 from denseloss.primitives.void import full_precision
 
 __all__ = ["AtTargetSize", "DeepSupervision", "ParseError", "WeightedSum", "names", "parse"]
+
+
+LONGEST = 2000
+ACRONYMS = {
+    "bce": "binary_cross_entropy",
+    "ce": "cross_entropy",
+    "dfl": "distribution_focal",
+    "qfl": "quality_focal",
+    "vfl": "varifocal",
+}
 
 
 class ParseError(ValueError):
@@ -47,6 +58,11 @@ class WeightedSum(nn.Module):
         self.weights: dict[str, float] = {}
         for name, term in terms.items():
             weight, loss = term if isinstance(term, tuple) else (1.0, term)
+            if not isinstance(loss, nn.Module):
+                raise TypeError(
+                    f"WeightedSum: {name} must be a Module or (weight, Module), got {loss!r:.60}; "
+                    "the Module of dice_loss is DiceLoss()"
+                )
             self.weights[name], self.losses[name] = float(weight), loss
 
     def named_terms(self) -> Iterator[tuple[str, float, nn.Module]]:
@@ -70,7 +86,8 @@ class WeightedSum(nn.Module):
         for name, weight, loss in self.named_terms():
             sign = "-" if weight < 0 else "+"
             text += f" {sign} " if text else ("-" if weight < 0 else "")
-            text += f"{abs(weight):g}*" * (abs(weight) != 1) + _term(name, loss)
+            text += f"{abs(weight)!r}*".replace(".0*", "*") * (abs(weight) != 1)
+            text += _term(name, loss)
         return text
 
     def __repr__(self) -> str:
@@ -115,15 +132,17 @@ def parse(expression: str) -> WeightedSum:
         >>> parse("0.5*focal(gamma=3) + dice")
         WeightedSum(0.5*focal(gamma=3) + dice)
     """
+    form = 'write a sum of terms, such as "cross_entropy + 0.5*dice(smooth=1)"'
+    if not isinstance(expression, str) or len(expression) > LONGEST:
+        raise ParseError(f"a loss is a text of at most {LONGEST} characters: {form}")
     try:
         tree = ast.parse(expression.strip(), mode="eval").body
-    except (SyntaxError, ValueError) as error:
-        raise ParseError(
-            f"cannot read the loss {expression!r}: write a sum of terms, "
-            'such as "cross_entropy + 0.5*dice(smooth=1)"'
-        ) from error
+    except (SyntaxError, ValueError, MemoryError, RecursionError) as error:
+        raise ParseError(f"cannot read the loss {expression!r:.200}: {form}") from error
     terms: dict[str, nn.Module | tuple[float, nn.Module]] = {}
     for weight, node in _summands(tree, 1.0, expression):
+        if not math.isfinite(weight):
+            raise _error(node, expression, "its weight must be finite")
         name, loss = _loss(node, expression)
         key, number = name, 2
         while key in terms:
@@ -152,9 +171,16 @@ def _summands(node: ast.expr, sign: float, text: str) -> Iterator[tuple[float, a
 
 
 def _number(node: ast.expr) -> float | None:
+    """The value of a number, signed or a product of numbers; None for anything else."""
+    if isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.USub | ast.UAdd):
+        value = _number(node.operand)
+        return -value if value is not None and isinstance(node.op, ast.USub) else value
+    if isinstance(node, ast.BinOp) and isinstance(node.op, ast.Mult):
+        left, right = _number(node.left), _number(node.right)
+        return None if left is None or right is None else left * right
     if not isinstance(node, ast.Constant) or isinstance(node.value, bool):
         return None
-    return node.value if isinstance(node.value, int | float) else None
+    return float(node.value) if isinstance(node.value, int | float) else None
 
 
 def _loss(node: ast.expr, text: str) -> tuple[str, LossModule]:
@@ -164,7 +190,8 @@ def _loss(node: ast.expr, text: str) -> tuple[str, LossModule]:
         raise _error(node, text, "expected the name of a loss")
     known = names()
     if name.id not in known:
-        near = nearest(_short(name.id), known)
+        word = _short(name.id.lower())
+        near = ACRONYMS.get(word) or nearest(word, known)
         mend = f"did you mean {near!r}?" if near else f"known: {', '.join(sorted(known))}"
         raise ParseError(f"unknown loss {name.id!r} in {text!r}; {mend}")
     if call and call.args:
@@ -183,7 +210,7 @@ def _loss(node: ast.expr, text: str) -> tuple[str, LossModule]:
 def _value(node: ast.expr, text: str) -> Any:
     try:
         value = ast.literal_eval(node)
-    except ValueError as error:
+    except (ValueError, TypeError, MemoryError, RecursionError) as error:
         raise _error(
             node, text, "a value must be a number, a word in quotes, True, False, None or a list"
         ) from error

@@ -22,6 +22,7 @@ import difflib
 import functools
 import inspect
 import math
+import numbers
 import types
 import typing
 from collections.abc import Callable, Iterable, Mapping
@@ -277,6 +278,12 @@ def _masks_hint(target: Tensor, sizes: Sizes) -> str:
     return ""
 
 
+def _element_weight_hint(weight: Tensor, sizes: Sizes) -> str:
+    if tuple(weight.shape) == (sizes.get("n"), *sizes.get("*s", ())):
+        return "a weight per pixel needs the channel axis: weight.unsqueeze(1)"
+    return ""
+
+
 def _pixel_weight_hint(weight: Tensor, sizes: Sizes) -> str:
     if tuple(weight.shape) == (sizes.get("c"),):
         return "weight counts per pixel: a weight per class is class_weight"
@@ -326,7 +333,13 @@ PixelWeight = Annotated[
 ]
 ElementWeight = Annotated[
     Tensor,
-    _kind("ElementWeight", "real[#n #c *#s]", "what each element counts for", _draw_element_weight),
+    _kind(
+        "ElementWeight",
+        "real[#n #c *#s]",
+        "what each element counts for",
+        _draw_element_weight,
+        _element_weight_hint,
+    ),
 ]
 ScoreWeight = Annotated[
     Tensor,
@@ -364,6 +377,9 @@ class Interval:
 
     def holds(self, value: Any) -> bool:
         """Whether the value is a number in the range."""
+        if isinstance(value, numbers.Real) and not isinstance(value, int | float):
+            # a scalar of numpy
+            value = int(value) if isinstance(value, numbers.Integral) else float(value)
         if isinstance(value, bool) or not isinstance(value, int | float):
             return False
         if self.whole and not isinstance(value, int):
@@ -372,7 +388,7 @@ class Interval:
             return False
         if self.above and not value > self.low:
             return False
-        return self.low <= value <= self.high
+        return self.low <= value <= self.high and abs(value) != math.inf
 
     def __str__(self) -> str:
         kind = "an integer" if self.whole else "a number"
@@ -546,5 +562,5 @@ def _axes(form: Form) -> Iterable[str]:
 
 def nearest(word: str, known: Iterable[str]) -> str | None:
     """The known word that a misspelt one most likely stands for."""
-    close = difflib.get_close_matches(word, list(known), n=1, cutoff=0.5)
+    close = difflib.get_close_matches(word, list(known), n=1, cutoff=0.55)
     return close[0] if close else None

@@ -46,6 +46,8 @@ _record: list[SumCount] | None = None
 def exact(group: dist.ProcessGroup | None = None) -> Iterator[None]:
     """Make each mean and each pooled sum inside exact over the ranks of a group.
 
+    Weights are taken as constants: no gradient flows to a ``weight`` through the count.
+
     Args:
         group: the ranks that share a batch; None is all of them.
     """
@@ -61,6 +63,10 @@ def exact(group: dist.ProcessGroup | None = None) -> Iterator[None]:
 
 def sum_and_count(loss: Callable[..., Tensor], *inputs: Tensor, **options: Any) -> SumCount:
     """The sum and the count whose ratio is the mean of a loss, for gradient accumulation.
+
+    Only for losses whose value is a mean over elements or images: one that pools the batch
+    (``pool="batch"``, balanced cross entropy, ``variant="released"`` or ``"class_mean"``) is
+    another function of each part, and cannot be accumulated exactly.
 
     Call ``backward`` on each micro-batch's ``sum``, add up the counts, and divide the gradients
     by the total before the optimiser's step: the same gradient as that of one large batch.

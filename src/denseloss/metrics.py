@@ -46,7 +46,8 @@ def f_score(
     F_c = ((1+β²) I + s) / ((1+β²) I + β² (T-I) + (P-I) + s)
     I = Σ w p t,  P = Σ w p,  T = Σ w t with p = [softmax(z) > threshold]
 
-    Use it to evaluate; ``threshold=None`` gives the soft score, 1 - `dice_loss`.
+    Use it to evaluate; ``threshold=None`` gives the soft score, 1 - `dice_loss` of the same
+    smooth and pool (whose defaults differ).
 
     Args:
         logits: scores z.
@@ -104,7 +105,8 @@ def binary_f_score(
     F_c = ((1+β²) I + s) / ((1+β²) I + β² (T-I) + (P-I) + s)
     I = Σ w p t,  P = Σ w p,  T = Σ w t with p = [sigmoid(z) > threshold]
 
-    Use it to evaluate; ``threshold=None`` gives the soft score, 1 - `binary_dice_loss`.
+    Use it to evaluate; ``threshold=None`` gives the soft score, 1 - `binary_dice_loss` of the same
+    smooth and pool (whose defaults differ).
 
     Args:
         logits: scores z.

@@ -30,17 +30,17 @@ class LossModule(nn.Module):
     """
 
     function: ClassVar[Callable[..., Tensor]]
-    _names: ClassVar[tuple[str, ...]]  # the options, in the order of the signature
+    options: ClassVar[tuple[str, ...]]  # their names, in the order of the signature
 
-    def __init__(self, **options: Any) -> None:
+    def __init__(self, **given: Any) -> None:
         super().__init__()
         stated = arguments(self.function)
-        for name in options:
-            if name not in self._names:
-                raise TypeError(_unknown(type(self).__name__, name, self._names))
+        for name in given:
+            if name not in self.options:
+                raise TypeError(_unknown(type(self).__name__, name, self.options))
         defaults = inspect.signature(type(self)).parameters
-        for name in self._names:
-            value = options.get(name, defaults[name].default)
+        for name in self.options:
+            value = given.get(name, defaults[name].default)
             if value is inspect.Parameter.empty:
                 raise TypeError(f"{type(self).__name__}: {name} is required")
             kind = stated[name].kind
@@ -56,20 +56,25 @@ class LossModule(nn.Module):
 
     def forward(self, *tensors: Tensor, **options: Any) -> Tensor:
         """Call the function with this Module's options, overridden by ``options``."""
-        chosen = {name: getattr(self, name) for name in self._names}
+        chosen = {name: getattr(self, name) for name in self.options}
         return type(self).function(*tensors, **{**chosen, **options})
 
     def extra_repr(self) -> str:
         """The options that differ from their defaults."""
         defaults = inspect.signature(type(self)).parameters
         shown = []
-        for name in self._names:
+        for name in self.options:
             value = getattr(self, name)
             if isinstance(value, Tensor):
-                shown.append(f"{name}={value.tolist()}")
+                shown.append(f"{name}={_short(value.tolist())}")
             elif value != defaults[name].default:
                 shown.append(f"{name}={value!r}")
         return ", ".join(shown)
+
+
+def _short(value: Any) -> Any:
+    """Numbers with the digits that float32 has: 0.2, not 0.20000000298023224."""
+    return [_short(v) for v in value] if isinstance(value, list) else float(f"{value:.7g}")
 
 
 def _own_forward() -> Callable[..., Tensor]:
@@ -110,7 +115,7 @@ def loss_module(function: Callable[..., Tensor], *, name: str = "") -> Callable[
     call = ", ".join(tensors)
     members = {
         "function": staticmethod(function),
-        "_names": tuple(p.name for p in options),
+        "options": tuple(p.name for p in options),
         "__module__": function.__module__,
         "__qualname__": name,
         "__doc__": f"`{function.__name__}` as a Module: ``{name}(...)({call})``.\n\n"

@@ -50,7 +50,8 @@ def edge_weight(
         ValueError: a wrong shape, γ < 0, an even window, or an unknown border.
 
     Differs from:
-        The published code only in cost: running sums, not a 31 x 31 average pooling.
+        The published code only in cost: running sums, not a 31 x 31 average pooling. A NaN in the
+        mask spreads along the sums, beyond its window.
 
     Source:
         Wei et al., *F3Net*, AAAI 2020, pixel position aware loss, arXiv:1911.11445, and its

@@ -76,6 +76,8 @@ def ncut_loss(
     """
     p = full_precision(logits).softmax(dim=1)
     f = image.to(p.dtype)
+    if p.ndim == 2:
+        p, f = p.unsqueeze(-1), f.unsqueeze(-1)  # images of one pixel
     if variant == "paper":
         tied = association(
             p, f, radius=radius, sigma_intensity=sigma_intensity, sigma_space=sigma_space

@@ -103,7 +103,8 @@ def giou_loss(
         ValueError: a wrong shape, or an unknown word.
 
     Variant:
-        Sizes of an inverted box count as 0, so its loss is at least 1. Two boxes without area
+        Sizes of an inverted box count as 0, so its loss is at least 1; the hull is around all
+        corners. Two boxes without area
         have IoU 1 if they are the same box and not inverted, else 0; 0/0 of the hull is 0.
 
     Differs from:
@@ -153,7 +154,8 @@ def diou_loss(
         ValueError: a wrong shape, or an unknown word.
 
     Variant:
-        Sizes of an inverted box count as 0, so its loss is at least 1. Two boxes without area
+        Sizes of an inverted box count as 0, so its loss is at least 1; the hull is around all
+        corners. Two boxes without area
         have IoU 1 if they are the same box and not inverted, else 0; 0/0 of the distance is 0.
 
     Differs from:

@@ -98,7 +98,8 @@ def dice_loss(
 
     Differs from:
         MONAI (s = 1e-5 in numerator and denominator, probabilities expected), smp (pools the
-        batch; zeroes absent classes but counts them), V-Net's squared denominator.
+        batch, s = 0 by default and its s is half of ours; zeroes absent classes but counts them),
+        V-Net's squared denominator.
 
     Source:
         Milletari et al., *V-Net*, 3DV 2016, section 3, arXiv:1606.04797, with plain sums in the

@@ -76,8 +76,8 @@ def structure_loss(
         UACANet and other descendants, whose IoU is taken per pixel.
 
     Source:
-        Wei et al., *F3Net*, AAAI 2020, pixel position aware loss, arXiv:1911.11445; Fan et al., *PraNet*, MICCAI
-        2020, section 2.4, arXiv:2006.11392; released code of both.
+        Wei et al., *F3Net*, AAAI 2020, pixel position aware loss, arXiv:1911.11445; Fan et al.,
+        *PraNet*, MICCAI 2020, section 2.4, arXiv:2006.11392; released code of both.
 
     Example:
         >>> t = torch.tensor([[[[1.0]]]])  # window=1: w = 1; BCE = ln 2; 1 - 1.5/2
@@ -96,15 +96,19 @@ def structure_loss(
 
 def _entropy(entropy: Tensor, plain: Tensor, w: Tensor, variant: Variant) -> Tensor:
     """The BCE term of each channel, [n c]."""
-    space = tuple(range(2, w.ndim))
     if variant == "released":
         total = distributed.total((plain * entropy).sum())
         return ratio(total, distributed.total(plain.sum()), empty=0).expand(w.shape[:2])
-    below = w.sum(space)
+    below = _over_space(w)
     if variant == "equation":
-        edges = (w - plain).sum(space)
+        edges = _over_space(w - plain)
         below = torch.where(edges == 0, below, edges)
-    return ratio((w * entropy).sum(space), below, empty=0)
+    return ratio(_over_space(w * entropy), below, empty=0)
+
+
+def _over_space(x: Tensor) -> Tensor:
+    # without any axis of space, sum(()) would be the sum over all axes
+    return x.sum(tuple(range(2, x.ndim))) if x.ndim > 2 else x
 
 
 StructureLoss = loss_module(structure_loss)

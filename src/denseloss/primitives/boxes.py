@@ -52,7 +52,10 @@ def box_pairs(boxes: Tensor, target_boxes: Tensor, weight: Tensor | None, fmt: s
 
     size_a, size_b = (last_a - first_a).clamp(min=0), (last_b - first_b).clamp(min=0)
     shared = (torch.minimum(last_a, last_b) - torch.maximum(first_a, first_b)).clamp(min=0)
-    hull = (torch.maximum(last_a, last_b) - torch.minimum(first_a, first_b)).clamp(min=0)
+    # Around all corners, so that an inverted box lies inside it, too, and rho/c stays bounded.
+    highest = torch.maximum(torch.maximum(last_a, last_b), torch.maximum(first_a, first_b))
+    lowest = torch.minimum(torch.minimum(last_a, last_b), torch.minimum(first_a, first_b))
+    hull = highest - lowest
     inter, outer = _area(shared), _area(hull)
     union = _area(size_a) + _area(size_b) - inter
 

@@ -82,7 +82,9 @@ def sigmoid_overlap(
 
 
 def _hard(p: Tensor, threshold: float | None) -> Tensor:
-    return p if threshold is None else (p > threshold).to(p.dtype)
+    if threshold is None:
+        return p
+    return torch.where(p.isnan(), p, (p > threshold).to(p.dtype))  # NaN must not score as a miss
 
 
 def f_measure(sums: Overlap, *, beta: float, smooth: float) -> Tensor:

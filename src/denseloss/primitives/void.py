@@ -77,10 +77,14 @@ def elements(
     """Clear logits and target of one shape, with a weight that broadcasts to it."""
     z = full_precision(logits)
     t = target.to(z.dtype)
+    # The commonest slip, a mask of 0 and 255, would score better than perfect. As with labels that
+    # are no class, what cannot be told without reading values becomes NaN. The margin is for
+    # rounding and for masks that resampling has made overshoot.
+    inside = torch.where((t > -0.5) & (t < 1.5), t, torch.nan)
     if weight is None and ignore_index is None:
-        return Elements(z, t, None)
+        return Elements(z, inside, None)
     w = torch.ones_like(t) if weight is None else weight.to(z.dtype).expand(z.shape)
     if ignore_index is not None:
-        w = torch.where(target == ignore_index, 0, w)
+        w = torch.where(t == ignore_index, 0, w)
     valid = w != 0
-    return Elements(torch.where(valid, z, 0), torch.where(valid, t, 0), w)
+    return Elements(torch.where(valid, z, 0), torch.where(valid, inside, 0), w)

@@ -21,21 +21,36 @@ def box_mean(x: Tensor, window: int, *, border: str) -> Tensor:
     """
     if window == 1:
         return x  # exactly, which differences of running sums are not
-    for axis in range(2, x.ndim):
-        x = _mean_along(x, axis, window, border)
-    return x
-
-
-def _mean_along(x: Tensor, axis: int, window: int, border: str) -> Tensor:
-    size, half = x.shape[axis], window // 2
-    first = torch.arange(size, device=x.device) - half
-    low, high = first.clamp(min=0), (first + window).clamp(max=size)
-    # sums[i] is the sum of the i first pixels; exact for 0/1 masks, whose sums are integers.
-    zero = torch.zeros_like(x.narrow(axis, 0, 1))
-    sums = torch.cat([zero, x.cumsum(axis)], dim=axis)
-    sums = sums.index_select(axis, high) - sums.index_select(axis, low)
+    space = range(2, x.ndim)
+    # Sums of a 0/1 mask are integers, exact below 2^24; float64 keeps those of a soft mask.
+    sums = x if x.device.type == "mps" else x.double()
+    for axis in space:
+        sums = _sum_along(sums, axis, window)
     if border == "zero":
-        return sums / window
+        return (sums / float(window) ** len(space)).to(x.dtype)
+    for axis in space:
+        sums = sums / _inside(sums, axis, window)
+    return sums.to(x.dtype)
+
+
+def _ends(size: int, window: int, like: Tensor) -> tuple[Tensor, Tensor]:
+    """The first pixel of the box around each pixel, and the one after its last."""
+    first = torch.arange(size, device=like.device) - window // 2
+    return first.clamp(min=0), (first + window).clamp(max=size)
+
+
+def _sum_along(x: Tensor, axis: int, window: int) -> Tensor:
+    low, high = _ends(x.shape[axis], window, x)
+    # sums[i] is the sum of the i first pixels
+    shape = list(x.shape)
+    shape[axis] = 1
+    sums = torch.cat([x.new_zeros(shape), x.cumsum(axis)], dim=axis)
+    return sums.index_select(axis, high) - sums.index_select(axis, low)
+
+
+def _inside(x: Tensor, axis: int, window: int) -> Tensor:
+    """How many pixels of each box lie inside the image along an axis."""
+    low, high = _ends(x.shape[axis], window, x)
     shape = [1] * x.ndim
-    shape[axis] = size
-    return sums / (high - low).to(x.dtype).reshape(shape)
+    shape[axis] = x.shape[axis]
+    return (high - low).to(x.dtype).reshape(shape)

@@ -37,6 +37,7 @@ def check_loss(
     like: Callable[..., Any] | None = None,
     oracle: Oracle | None = None,
     exact_gradient: bool = True,
+    own_weights: bool = False,
     only: Iterable[str] | None = None,
     case: Case | None = None,
 ) -> None:
@@ -48,14 +49,20 @@ def check_loss(
         like: a function of denseloss with the same tensors and keywords.
         oracle: a slow, obvious version to compare with, in float64.
         exact_gradient: False where a part is constant in the backward pass by definition.
+        own_weights: True where the loss weighs its elements itself, as a balanced one does.
         only: names of checks (`CHECKS`); None is all.
         case: sizes and seed of the inputs.
 
     Raises:
         LossError: with one line for each check that failed.
-        ValueError: an unknown check.
+        ValueError: an unknown check, or nothing says what the loss takes.
     """
-    subject = Subject(function, like, oracle, exact_gradient)
+    subject = Subject(function, like, oracle, exact_gradient, own_weights)
+    if not subject.tensors:
+        raise ValueError(
+            f"check_loss: {subject.name} has no annotated tensors; annotate them with the kinds of "
+            "denseloss.contract, or pass like= with a function of denseloss"
+        )
     chosen = list(CHECKS) if only is None else list(only)
     unknown = [name for name in chosen if name not in CHECKS]
     if unknown:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import itertools
+import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -94,7 +95,7 @@ def check_precision(subject: Subject, case: Case) -> None:
 
 
 def check_dimensions(subject: Subject, case: Case) -> None:
-    """One to three axes of space; a 2-D map equals the same map as 3-D with one slice."""
+    """One, two and three axes of space are taken."""
     if not has_space(subject):
         return
     for space in ((7,), (5, 4), (4, 3, 5)):
@@ -113,12 +114,14 @@ def check_layout(subject: Subject, case: Case) -> None:
 
 
 def check_reductions(subject: Subject, case: Case) -> None:
-    """``sum`` is the sum of ``none``, ``mean`` is a weighted mean of it."""
+    """``sum`` is the sum of ``none``, ``mean`` is that over the count or the sum of the weights."""
     inputs = subject.draw(case)
     none, total, mean = (subject.value(inputs, reduction=r) for r in ("none", "sum", "mean"))
     same(total, none.sum(), "sum differs from the sum of none")
     twice = {n: torch.cat([t, t]) for n, t in inputs.items()}
     same(subject.value(twice), mean, "mean changes when the batch is repeated")
+    if not subject.own_weights:
+        same(mean, none.sum() / none.numel(), "mean differs from the sum of none over the count")
     if not subject.has("weight"):
         return
     weighted = subject.draw(case, options=["weight"])
@@ -127,6 +130,9 @@ def check_reductions(subject: Subject, case: Case) -> None:
     if not per_element(subject):
         return  # a region's value is no sum over elements
     mean = subject.value(weighted)
+    if not subject.own_weights:
+        count = weighted["weight"].expand(none.shape).sum()
+        same(mean, none.sum() / count, "mean differs from the sum of none over that of the weights")
     scaled = {**weighted, "weight": 3 * weighted["weight"]}
     same(subject.value(scaled), mean, "mean changes with the weight's scale")
     alike = {n: torch.zeros_like(t) for n, t in inputs.items()}
@@ -140,14 +146,15 @@ def check_void(subject: Subject, case: Case) -> None:
         if not subject.has(way):
             continue
         inputs = subject.draw(case, options=["weight"] if way == "weight" else [])
-        clean, void, options = voided(subject, inputs, case, way, garbage=False)
-        dirty, _, _ = voided(subject, inputs, case, way, garbage=True)
+        clean, void, options = voided(subject, inputs, case, way, garbage=None)
         wanted, wanted_grad = subject.gradient(clean, **options)
-        value, grad = subject.gradient(dirty, **options)
-        require(value.isfinite().all(), f"void by {way}: garbage reaches the value")
-        same(value, wanted, f"void by {way}: the value changes with what is void")
-        require((grad[void] == 0).all(), f"void by {way}: void has gradient")
-        same(grad, wanted_grad, f"void by {way}: the gradient changes with what is void")
+        for garbage in (math.nan, math.inf, -math.inf, 3e38):
+            dirty, _, _ = voided(subject, inputs, case, way, garbage=garbage)
+            value, grad = subject.gradient(dirty, **options)
+            require(value.isfinite().all(), f"void by {way}: garbage reaches the value")
+            same(value, wanted, f"void by {way}: the value changes with what is void")
+            require((grad[void] == 0).all(), f"void by {way}: void has gradient")
+            same(grad, wanted_grad, f"void by {way}: the gradient changes with what is void")
 
         part, whole, options = cropped(subject, inputs, way)
         same(

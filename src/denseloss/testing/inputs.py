@@ -112,12 +112,13 @@ def void_axis(kind: Kind, tensor: Tensor) -> int:
     raise AssertionError("no space to be void")
 
 
-def _garbage(x: Tensor) -> Any:
-    return float("nan") if x.is_floating_point() else 77
+def _garbage(x: Tensor, value: float) -> Tensor:
+    """What a void element may hold: any number, or a label that is no class."""
+    return torch.tensor(value if x.is_floating_point() else 77, dtype=x.dtype)
 
 
 def voided(
-    subject: Subject, inputs: Mapping[str, Tensor], case: Case, way: str, *, garbage: bool
+    subject: Subject, inputs: Mapping[str, Tensor], case: Case, way: str, *, garbage: float | None
 ) -> tuple[dict[str, Tensor], Tensor, dict[str, Any]]:
     """Inputs with random elements void, where those are in the first tensor, and the option."""
     first, *others = subject.tensors
@@ -132,13 +133,13 @@ def voided(
         options["ignore_index"] = 255
         changed[others[0]] = torch.where(where, 255, target)
     void = spread(where, subject, inputs)
-    if garbage:
+    if garbage is not None:
         for name in (first, *others):
             x = changed[name]
             if way == "ignore_index" and name != first:
                 continue
             at = spread(where, subject, inputs, name)
-            changed[name] = torch.where(at, torch.tensor(_garbage(x)), x).to(x.dtype)
+            changed[name] = torch.where(at, _garbage(x, garbage), x)
     return changed, void, options
 
 

@@ -34,6 +34,8 @@ class Subject:
         oracle: a slow, obvious float64 version with the same signature.
         exact_gradient: False where a part is constant in the backward pass by definition (CIoU's
             α): its gradient is then compared to the oracle's, and not to finite differences.
+        own_weights: True where the loss weighs its elements itself (balanced cross entropy), so
+            that its mean is not the plain one.
         backend: of torch.compile.
     """
 
@@ -41,12 +43,13 @@ class Subject:
     like: Callable[..., Any] | None = None
     oracle: Oracle | None = None
     exact_gradient: bool = True
+    own_weights: bool = False
     backend: str = "aot_eager"
 
     @property
     def name(self) -> str:
         """The name that error messages must begin with."""
-        return self.function.__name__
+        return getattr(self.function, "__name__", repr(self.function))
 
     @property
     def arguments(self) -> dict[str, Argument]:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from denseloss.contract import Kind, Sizes, arguments
+from denseloss.module import LossModule
 
 __all__ = ["diagnose"]
 
@@ -20,7 +21,7 @@ def diagnose(function: Callable[..., Any], *tensors: Tensor, **options: Any) -> 
     A loss never reads values to decide; wrong ones give a wrong number or NaN. This says why.
 
     Args:
-        function: a public loss.
+        function: a public loss, or its Module.
         tensors: what it is called with.
         options: its keywords.
 
@@ -32,6 +33,9 @@ def diagnose(function: Callable[..., Any], *tensors: Tensor, **options: Any) -> 
         >>> diagnose(dice_loss, torch.zeros(1, 2, 3), torch.tensor([[0, 1, 7]]))
         ['target: 1 of 3 labels are outside 0 to 1 and are not ignore_index: 7']
     """
+    if isinstance(function, LossModule):
+        module, function = function, type(function).function
+        options = {**{n: getattr(module, n) for n in module.options}, **options}
     stated = arguments(function)
     defaults = inspect.signature(function).parameters
     named = dict(zip(stated, tensors, strict=False)) | options

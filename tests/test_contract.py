@@ -96,7 +96,7 @@ def test_options_are_checked() -> None:
     assert "gamma must be a number >= 0, got int -1" in raised(ValueError, Z, T, gamma=-1)
     assert "got NoneType" in raised(TypeError, Z, T, gamma=None)
     assert "number" in raised(TypeError, Z, T, gamma="2")
-    assert "float[c]" in raised(ValueError, Z, T, alpha=torch.ones(4))
+    assert "real[c]" in raised(ValueError, Z, T, alpha=torch.ones(4))
     assert "odd integer >= 1" in raised(ValueError, Z, window=4, loss=F.edge_weight)
     assert "in [0, 1]" in raised(ValueError, Z, Z, alpha=1.5, loss=F.binary_focal_loss)
     assert "got float nan" in raised(ValueError, Z, T, gamma=float("nan"))

@@ -260,8 +260,13 @@ class AtTargetSize(nn.Module):
         return self.criterion.terms(self._resized(logits, target), target, **options)
 
     def _resized(self, logits: Tensor, target: Tensor) -> Tensor:
-        axes = logits.ndim - 2
         modes = {1: "linear", 2: "bilinear", 3: "trilinear"}
+        if not isinstance(logits, Tensor) or not isinstance(target, Tensor):
+            raise TypeError(
+                "AtTargetSize: logits and target must be tensors, got "
+                f"{type(logits).__name__} and {type(target).__name__}"
+            )
+        axes = logits.ndim - 2
         if axes not in modes or target.ndim < axes + 1:
             raise ValueError(
                 "AtTargetSize: logits must be float[n c *s] with one to three axes of space and "

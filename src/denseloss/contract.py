@@ -349,13 +349,13 @@ BoxWeight = Annotated[
     Tensor, _kind("BoxWeight", "real[*#m]", "what each box counts for", _draw_box_weight)
 ]
 ClassWeight = Annotated[
-    Tensor, _kind("ClassWeight", "float[c]", "what each class counts for", _draw_class_weight)
+    Tensor, _kind("ClassWeight", "real[c]", "what each class counts for", _draw_class_weight)
 ]
 PosWeight = Annotated[
     Tensor,
     _kind(
         "PosWeight",
-        "float[c] | float[1] | float[] | float[#n #c *#s] | float[#c *#s]",
+        "real[c] | real[1] | real[] | real[#n #c *#s] | real[#c *#s]",
         "what a positive counts for",
         _draw_pos_weight,
     ),

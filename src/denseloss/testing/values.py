@@ -42,9 +42,9 @@ def diagnose(function: Callable[..., Any], *tensors: Tensor, **options: Any) -> 
     ignore = named.get("ignore_index", getattr(defaults.get("ignore_index"), "default", None))
     found: list[str] = []
     sizes: Sizes = {}
-    for name, value in named.items():
-        argument = stated.get(name)
-        if not isinstance(value, Tensor) or argument is None or argument.kind is None:
+    for name, argument in stated.items():  # in the order in which they set the sizes
+        value = named.get(name)
+        if not isinstance(value, Tensor) or argument.kind is None:
             continue
         sizes = argument.kind.check(function.__name__, name, value, sizes)
         found += _wrong_values(name, argument.kind, value, sizes, ignore, named.get("fmt", "xyxy"))

@@ -86,7 +86,7 @@ def ncut_loss(
         tied = _class_mean_association(p, f, sigma_intensity)
     # The share of a class is about its p: one this faint has none, and a gradient beyond float32.
     cut = p.shape[1] - ratio(tied.within, tied.total, empty=0, least=FAINT).sum(-1)
-    counts = (tied.total.sum(-1) != 0).expand(p.shape[0])  # an image without pixels does not
+    counts = p.flatten(1).sum(1) != 0  # an image without pixels does not
     return reduce(torch.where(counts, cut, 0), reduction, weight=counts.to(cut.dtype))
 
 

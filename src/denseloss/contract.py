@@ -33,6 +33,7 @@ import torch
 from torch import Generator, Tensor
 
 __all__ = [
+    "Absent",
     "BinTarget",
     "Bins",
     "BoxWeight",
@@ -363,6 +364,7 @@ PosWeight = Annotated[
 
 Reduction = Literal["none", "mean", "sum"]
 Pool = Literal["image", "batch"]
+Absent = Literal["count", "skip"]
 
 
 @dataclass(frozen=True)

@@ -1,10 +1,9 @@
 """Hard scores, on the same sums as the losses: a score never changes because a loss does."""
 
-from typing import Literal
-
 from torch import Tensor
 
 from denseloss.contract import (
+    Absent,
     ClassMap,
     ClassWeight,
     ElementWeight,
@@ -22,8 +21,6 @@ from denseloss.module import loss_module
 from denseloss.primitives.overlap import f_measure, sigmoid_overlap, softmax_overlap
 
 __all__ = ["BinaryFScore", "FScore", "binary_f_score", "f_score"]
-
-Absent = Literal["count", "skip"]
 
 
 @checked

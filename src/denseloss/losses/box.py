@@ -70,7 +70,7 @@ def iou_loss(
         tensor(0.6667)
     """
     pairs = box_pairs(boxes, target_boxes, weight, fmt)
-    return reduce(1 - pairs.iou, reduction, weight=_of(weight, pairs.iou))
+    return reduce(1 - pairs.iou, reduction, weight=weight)
 
 
 @checked
@@ -120,7 +120,7 @@ def giou_loss(
         tensor(1.5000)
     """
     pairs = box_pairs(boxes, target_boxes, weight, fmt)
-    return reduce(1 - (pairs.iou - pairs.empty), reduction, weight=_of(weight, pairs.iou))
+    return reduce(1 - (pairs.iou - pairs.empty), reduction, weight=weight)
 
 
 @checked
@@ -169,7 +169,7 @@ def diou_loss(
         tensor(1.5294)
     """
     pairs = box_pairs(boxes, target_boxes, weight, fmt)
-    return reduce(1 - (pairs.iou - pairs.offset), reduction, weight=_of(weight, pairs.iou))
+    return reduce(1 - (pairs.iou - pairs.offset), reduction, weight=weight)
 
 
 @checked
@@ -221,11 +221,7 @@ def ciou_loss(
     v = 4 / math.pi**2 * pairs.tilt.square()
     alpha = ratio(v, 1 - pairs.iou + v, empty=0).detach()
     values = 1 - (pairs.iou - pairs.offset - alpha * v)
-    return reduce(values, reduction, weight=_of(weight, values))
-
-
-def _of(weight: Tensor | None, values: Tensor) -> Tensor | None:
-    return None if weight is None else weight.to(values.dtype)
+    return reduce(values, reduction, weight=weight)
 
 
 CIoULoss = loss_module(ciou_loss, name="CIoULoss")

@@ -58,7 +58,7 @@ def distribution_focal_loss(
     """
     log_low, log_high, position = bracket(logits, target, weight)
     values = -(1 - position) * log_low - position * log_high
-    return reduce(values, reduction, weight=None if weight is None else weight.to(values.dtype))
+    return reduce(values, reduction, weight=weight)
 
 
 @checked

@@ -90,9 +90,8 @@ def cross_entropy_loss(
         # In full precision: 1/c is rarely a half-precision number.
         even = torch.full_like(full_precision(logits), 1 / logits.shape[1])
         spread = softmax_likelihood(logits, even, likely.valid, None)
-        values = (1 - label_smoothing) * values + label_smoothing * _entropy(spread, class_weight)[
-            0
-        ]
+        smooth, _ = _entropy(spread, class_weight)
+        values = (1 - label_smoothing) * values + label_smoothing * smooth
     return reduce(values, reduction, weight=likely.weight, count=count)
 
 

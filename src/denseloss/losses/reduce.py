@@ -29,6 +29,7 @@ def reduce(
         count: what the mean divides by, where that is not the weight.
     """
     if weight is not None:
+        weight = weight.to(values.dtype)
         values = weight * values
     if reduction == "none":
         return values

@@ -1,10 +1,9 @@
 """Losses of regions: ratios of overlap sums. Each is one line over the same three sums."""
 
-from typing import Literal
-
 from torch import Tensor
 
 from denseloss.contract import (
+    Absent,
     ClassMap,
     ClassWeight,
     ElementWeight,
@@ -40,8 +39,6 @@ __all__ = [
     "jaccard_loss",
     "tversky_loss",
 ]
-
-Absent = Literal["count", "skip"]
 
 
 def _jaccard(sums: Overlap, smooth: float) -> Tensor:

@@ -5,14 +5,21 @@ BIN := $(VENV)/bin
 
 .PHONY: setup demo test test-all lint clean
 
-setup: $(VENV)/.ready
+KERNELS := $(wildcard src/denseloss/primitives/cpu/*.[ch])
 
-# Made again when pyproject.toml changes. The install is editable: source changes need no new setup.
+setup: $(VENV)/.ready $(VENV)/.kernels
+
+# Made again when pyproject.toml changes. The install is editable: changes in Python need no new setup.
 $(VENV)/.ready: pyproject.toml
 	$(PYTHON) -c 'import sys; sys.exit("denseloss needs Python 3.11 or newer, this is " + sys.version.split()[0]) if sys.version_info < (3, 11) else None'
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
 	$(BIN)/python -m pip install --quiet -e '.[dev]'
+	touch $@
+
+# Compiled again when a C source changes. Where there is no C compiler, it says so and goes on.
+$(VENV)/.kernels: setup.py $(KERNELS) | $(VENV)/.ready
+	$(BIN)/python setup.py --quiet build_kernels --editable-mode --strict
 	touch $@
 
 # Trains the same network with two losses on the built-in synthetic images.

@@ -11,6 +11,7 @@ from denseloss import backend, compose, distributed, functional, losses, metrics
 from denseloss.compose import AtTargetSize, DeepSupervision, WeightedSum
 from denseloss.losses import *
 from denseloss.metrics import *
+from denseloss.targets import ClassScores
 from denseloss.weights import *
 
 __version__ = "0.1.0"
@@ -25,6 +26,7 @@ __all__ = [
     "BinaryJaccardLoss",
     "BinaryTverskyLoss",
     "CIoULoss",
+    "ClassScores",
     "CrossEntropyLoss",
     "DIoULoss",
     "DeepSupervision",

@@ -1,8 +1,10 @@
-"""Which version of a primitive runs.
+"""Which version of a primitive or of a whole loss runs.
 
-One table and one override. Each primitive registers its definition (plain torch, ``"reference"``)
-with `primitive`; a fast version registers itself under the name of its backend with `implement`.
-By default the fast version of the tensor's device runs where there is one, else the definition.
+One table and one override. Each primitive, and each loss that is one pass over its inputs, registers
+its definition (plain torch, ``"reference"``) with `primitive`; a fast version registers itself under
+the name of its backend with `implement`. By default the fast version of the tensor's device runs
+where there is one, else the definition; and the definition also runs where the fast version answers
+`NotImplemented`: for float64, for a weight that needs a gradient, under `torch.func`, and so on.
 
     with backend.use("reference"):  # force the definition, to test or to debug
         loss = dice_loss(logits, target)
@@ -20,7 +22,7 @@ from typing import Any, ParamSpec, TypeVar, cast
 
 from torch import Tensor
 
-__all__ = ["available", "implement", "primitive", "table", "use"]
+__all__ = ["available", "implement", "missing", "primitive", "reference", "table", "use"]
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -28,6 +30,35 @@ R = TypeVar("R")
 REFERENCE = "reference"
 table: dict[str, dict[str, Callable[..., Any]]] = {}
 _override: str | None = None
+# The backends that were looked for: None where one is there, else why it is not.
+_found: dict[str, str | None] = {}
+
+
+def _load(name: str) -> None:
+    """Bring in the fast versions of a device, at the first call on it; never at import."""
+    if name in _found or name not in ("cpu", "cuda"):
+        return
+    _found[name] = None
+    try:
+        # Statements, not importlib: torch.compile runs these where it meets them.
+        if name == "cpu":
+            import denseloss.primitives.cpu
+        else:
+            import denseloss.primitives.cuda  # noqa: F401
+    except (ImportError, RuntimeError) as error:
+        _found[name] = str(error)
+
+
+def missing() -> dict[str, str]:
+    """The fast backends that are not there, and why."""
+    for name in ("cpu", "cuda"):
+        _load(name)
+    return {name: why for name, why in _found.items() if why is not None}
+
+
+def reference(name: str) -> Callable[..., Any]:
+    """The definition of a primitive or loss."""
+    return table[name][REFERENCE]
 
 
 def primitive(definition: Callable[P, R]) -> Callable[P, R]:
@@ -37,10 +68,18 @@ def primitive(definition: Callable[P, R]) -> Callable[P, R]:
 
     @functools.wraps(definition)
     def run(*args: P.args, **kwargs: P.kwargs) -> R:
-        if len(versions) == 1 or _override == REFERENCE:
+        if _override == REFERENCE:
             return definition(*args, **kwargs)
-        name = _override or cast(Tensor, args[0]).device.type
-        return cast(R, versions.get(name, definition)(*args, **kwargs))
+        first = args[0] if args else next(iter(kwargs.values()))
+        name = _override or cast(Tensor, first).device.type
+        if name not in _found:
+            _load(name)
+        version = versions.get(name)
+        if version is not None:
+            result = version(*args, **kwargs)
+            if result is not NotImplemented:
+                return cast(R, result)
+        return definition(*args, **kwargs)
 
     return run
 
@@ -59,6 +98,7 @@ def implement(name: str, *, backend: str) -> Callable[[Callable[P, R]], Callable
 
 def available() -> list[str]:
     """The names of the backends that have at least one primitive here."""
+    missing()
     return sorted({backend for versions in table.values() for backend in versions})
 
 
@@ -76,8 +116,9 @@ class use:  # noqa: N801 - reads as a verb: `with backend.use("reference")`
 
     def __init__(self, backend: str | None) -> None:
         if backend is not None and backend not in available():
+            why = f" ({reason})" if (reason := missing().get(backend)) else ""
             raise RuntimeError(
-                f"backend {backend!r} is not there; available: {', '.join(available())}"
+                f"backend {backend!r} is not there{why}; available: {', '.join(available())}"
             )
         global _override
         self._before, _override = _override, backend

@@ -10,16 +10,16 @@ from __future__ import annotations
 import ast
 import math
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from denseloss import losses
 from denseloss.contract import nearest
 from denseloss.module import LossModule
-from denseloss.primitives.void import full_precision
+from denseloss.primitives.together import Call, together
 
 __all__ = ["AtTargetSize", "DeepSupervision", "ParseError", "WeightedSum", "names", "parse"]
 
@@ -72,8 +72,16 @@ class WeightedSum(nn.Module):
 
     def terms(self, *tensors: Any, **options: Any) -> dict[str, Tensor]:
         """The weighted value of each term; they sum to the value of the call."""
+        if len(tensors) == 2 and len(self.losses) > 1 and _are_tensors(*tensors):
+            logits, target = tensors
+            with together(logits, target, _calls(self, options)) as shared:
+                return self._values(shared, target, **options)
+        return self._values(*tensors, **options)
+
+    def _values(self, *tensors: Any, **options: Any) -> dict[str, Tensor]:
         return {
-            name: weight * loss(*tensors, **options) for name, weight, loss in self.named_terms()
+            name: _weighted(weight, loss(*tensors, **options))
+            for name, weight, loss in self.named_terms()
         }
 
     def forward(self, *tensors: Any, **options: Any) -> Tensor:
@@ -92,6 +100,27 @@ class WeightedSum(nn.Module):
 
     def __repr__(self) -> str:
         return f"WeightedSum({self})"
+
+
+def _weighted(weight: float, value: Tensor) -> Tensor:
+    # A factor of 1 would cost a pass over the gradient that the forward pass has made.
+    return value if weight == 1 else weight * value
+
+
+def _are_tensors(*tensors: Any) -> bool:
+    return all(isinstance(x, Tensor) for x in tensors)
+
+
+def _calls(criterion: nn.Module, options: dict[str, Any]) -> list[Call]:
+    """The loss functions that a criterion will call, with their options."""
+    if isinstance(criterion, WeightedSum):
+        return [
+            call for _, _, loss in criterion.named_terms() for call in _calls(loss, options)
+        ]
+    if isinstance(criterion, LossModule):
+        own = {name: getattr(criterion, name) for name in criterion.options}
+        return [(type(criterion).function, {**own, **options})]
+    return [(criterion, options)]
 
 
 def _term(name: str, loss: nn.Module) -> str:
@@ -250,34 +279,33 @@ class AtTargetSize(nn.Module):
 
     def forward(self, logits: Tensor, target: Tensor, **options: Any) -> Tensor:
         """The criterion at the target's size."""
-        value: Tensor = self.criterion(self._resized(logits, target), target, **options)
+        with self._resized(logits, target, options) as shared:
+            value: Tensor = self.criterion(shared, target, **options)
         return value
 
     def terms(self, logits: Tensor, target: Tensor, **options: Any) -> dict[str, Tensor]:
         """The weighted terms at the target's size, where the criterion has terms."""
         if not isinstance(self.criterion, WeightedSum):
             raise TypeError(f"terms: {type(self.criterion).__name__} has no terms")
-        return self.criterion.terms(self._resized(logits, target), target, **options)
+        with self._resized(logits, target, options) as shared:
+            return self.criterion.terms(shared, target, **options)
 
-    def _resized(self, logits: Tensor, target: Tensor) -> Tensor:
-        modes = {1: "linear", 2: "bilinear", 3: "trilinear"}
+    def _resized(
+        self, logits: Tensor, target: Tensor, options: dict[str, Any]
+    ) -> AbstractContextManager[Tensor]:
         if not isinstance(logits, Tensor) or not isinstance(target, Tensor):
             raise TypeError(
                 "AtTargetSize: logits and target must be tensors, got "
                 f"{type(logits).__name__} and {type(target).__name__}"
             )
         axes = logits.ndim - 2
-        if axes not in modes or target.ndim < axes + 1:
+        if axes not in (1, 2, 3) or target.ndim < axes + 1:
             raise ValueError(
                 "AtTargetSize: logits must be float[n c *s] with one to three axes of space and "
                 f"target [n *s] or [n c *s], got {list(logits.shape)} and {list(target.shape)}"
             )
-        size = target.shape[-axes:]
-        if logits.shape[2:] == size:
-            return logits
-        return F.interpolate(
-            full_precision(logits), size=size, mode=modes[axes], align_corners=self.align_corners
-        )
+        calls = _calls(self.criterion, options)
+        return together(logits, target, calls, align_corners=self.align_corners)
 
     def extra_repr(self) -> str:
         """The option, where it is not the default."""

@@ -32,6 +32,8 @@ from typing import Annotated, Any, Literal, ParamSpec, TypeVar
 import torch
 from torch import Generator, Tensor
 
+from denseloss.targets import ClassScores
+
 __all__ = [
     "Absent",
     "BinTarget",
@@ -139,6 +141,25 @@ class Kind:
     meaning: str
     draw: Callable[[Sizes, Generator], Tensor]
     hint: Callable[[Tensor, Sizes], str] = lambda *_: ""
+
+    def check_class_scores(
+        self, function: str, argument: str, value: ClassScores, sizes: Sizes
+    ) -> Sizes:
+        """The same for `ClassScores`, which stand for this tensor: its axes but the last."""
+        form = self.forms[0]
+        full = [size for axis, _ in form.before if axis in sizes for size in (sizes[axis],)]
+        full += list(sizes.get(form.star[0], ())) if form.star is not None else []
+        integer = Form.parse("int[*places]")
+        places: Sizes = {"*places": tuple(full[:-1])}
+        for name, part, form in (
+            ("label", value.label, integer),
+            ("score", value.score, Form.parse("float[*places]")),
+        ):
+            if part is None and name == "score":
+                continue
+            kind = Kind(f"{argument}.{name}", (form,), f"a {name} for each place", self.draw)
+            kind.check(function, f"{argument}.{name}", part, places)
+        return sizes
 
     def check(self, function: str, argument: str, value: Any, sizes: Sizes) -> Sizes:
         """The sizes with this tensor's axes added; raises where it does not fit.
@@ -421,6 +442,8 @@ class Argument:
     interval: Interval | None
     optional: bool
     required: bool
+    compact: bool
+    """whether `ClassScores` may stand for the tensor"""
 
     def check(self, function: str, value: Any, sizes: Sizes) -> Sizes:
         """The sizes with this argument's axes added; raises where the value does not fit.
@@ -431,6 +454,8 @@ class Argument:
         """
         if value is None and self.optional:
             return sizes
+        if self.kind is not None and self.compact and isinstance(value, ClassScores):
+            return self.kind.check_class_scores(function, self.name, value, sizes)
         if isinstance(value, Tensor) or (self.interval is None and self.choices is None):
             if self.kind is not None:
                 return self.kind.check(function, self.name, value, sizes)
@@ -483,6 +508,7 @@ def _arguments(function: Callable[..., Any]) -> dict[str, Argument]:
             interval=interval or (Interval() if plain_number else None),
             optional=type(None) in parts,
             required=parameter.default is inspect.Parameter.empty,
+            compact=ClassScores in parts,
         )
     return found
 

@@ -101,6 +101,11 @@ def sum_and_count(loss: Callable[..., Tensor], *inputs: Tensor, **options: Any) 
     return found[0]
 
 
+def alone() -> bool:
+    """Whether a mean here is that of the caller's own elements, which nobody counts."""
+    return _world is None and _record is None
+
+
 def total(local: Tensor) -> Tensor:
     """The sum over ranks. Its gradient is ``size`` times the local one, which DDP averages away."""
     if _world is None:

@@ -10,7 +10,7 @@ from denseloss.module import loss_module
 from denseloss.primitives import likelihood
 from denseloss.primitives.overlap import ratio
 from denseloss.primitives.void import full_precision
-from denseloss.primitives.windows import box_mean
+from denseloss.primitives.windows import edge_emphasis
 
 __all__ = [
     "EdgeWeight",
@@ -61,8 +61,7 @@ def edge_weight(
         >>> edge_weight(torch.tensor([[[0.0, 0.0, 1.0]]]), gamma=3, window=3)  # 1 + 3 |mean - t|
         tensor([[[1., 2., 3.]]])
     """
-    t = full_precision(target)
-    return 1 + gamma * (box_mean(t, window, border=border) - t).abs()
+    return edge_emphasis(full_precision(target), gamma=gamma, window=window, border=border)
 
 
 @checked

@@ -5,6 +5,7 @@ from typing import Literal
 
 from torch import Tensor
 
+from denseloss.backend import primitive
 from denseloss.contract import Boxes, BoxWeight, Reduction, TargetBoxes, checked
 from denseloss.losses.reduce import reduce
 from denseloss.module import loss_module
@@ -26,6 +27,7 @@ Format = Literal["xyxy", "xywh", "cxcywh"]
 
 
 @checked
+@primitive
 def iou_loss(
     boxes: Boxes,
     target_boxes: TargetBoxes,
@@ -74,6 +76,7 @@ def iou_loss(
 
 
 @checked
+@primitive
 def giou_loss(
     boxes: Boxes,
     target_boxes: TargetBoxes,
@@ -124,6 +127,7 @@ def giou_loss(
 
 
 @checked
+@primitive
 def diou_loss(
     boxes: Boxes,
     target_boxes: TargetBoxes,
@@ -173,6 +177,7 @@ def diou_loss(
 
 
 @checked
+@primitive
 def ciou_loss(
     boxes: Boxes,
     target_boxes: TargetBoxes,

@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor
 
+from denseloss.backend import primitive
 from denseloss.contract import Bins, BinTarget, Reduction, ScoreWeight, checked
 from denseloss.losses.reduce import reduce
 from denseloss.module import loss_module
@@ -18,6 +19,7 @@ __all__ = [
 
 
 @checked
+@primitive
 def distribution_focal_loss(
     logits: Bins,
     target: BinTarget,

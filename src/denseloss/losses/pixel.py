@@ -4,6 +4,7 @@ import torch
 from torch import Tensor
 
 from denseloss import distributed
+from denseloss.backend import primitive
 from denseloss.contract import (
     ClassMap,
     ClassWeight,
@@ -22,6 +23,7 @@ from denseloss.module import loss_module
 from denseloss.primitives.likelihood import Categorical, sigmoid_likelihood, softmax_likelihood
 from denseloss.primitives.overlap import ratio
 from denseloss.primitives.void import full_precision
+from denseloss.targets import ClassScores
 
 __all__ = [
     "BalancedCrossEntropyLoss",
@@ -38,6 +40,7 @@ __all__ = [
 
 
 @checked
+@primitive
 def cross_entropy_loss(
     logits: Logits,
     target: ClassMap,
@@ -105,9 +108,10 @@ def _entropy(likely: Categorical, class_weight: Tensor | None) -> tuple[Tensor, 
 
 
 @checked
+@primitive
 def binary_cross_entropy_loss(
     logits: Logits,
-    target: Masks,
+    target: Masks | ClassScores,
     *,
     pos_weight: PosWeight | float | None = None,
     weight: ElementWeight | None = None,
@@ -168,6 +172,7 @@ def _per_channel(value: Tensor | float, like: Tensor) -> Tensor | float:
 
 
 @checked
+@primitive
 def balanced_cross_entropy_loss(
     logits: Logits,
     target: ClassMap,
@@ -218,6 +223,7 @@ def balanced_cross_entropy_loss(
 
 
 @checked
+@primitive
 def focal_loss(
     logits: Logits,
     target: ClassMap,
@@ -275,9 +281,10 @@ def focal_loss(
 
 
 @checked
+@primitive
 def binary_focal_loss(
     logits: Logits,
-    target: Masks,
+    target: Masks | ClassScores,
     *,
     gamma: NonNegative = 2.0,
     alpha: Share | None = 0.25,

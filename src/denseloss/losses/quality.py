@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor
 
+from denseloss.backend import primitive
 from denseloss.contract import (
     NonNegative,
     Quality,
@@ -15,14 +16,16 @@ from denseloss.contract import (
 from denseloss.losses.reduce import reduce
 from denseloss.module import loss_module
 from denseloss.primitives.likelihood import TINY, sigmoid_likelihood
+from denseloss.targets import ClassScores
 
 __all__ = ["QualityFocalLoss", "VarifocalLoss", "quality_focal_loss", "varifocal_loss"]
 
 
 @checked
+@primitive
 def quality_focal_loss(
     logits: Scores,
-    quality: Quality,
+    quality: Quality | ClassScores,
     *,
     beta: NonNegative = 2.0,
     alpha: Share | None = None,
@@ -73,9 +76,10 @@ def quality_focal_loss(
 
 
 @checked
+@primitive
 def varifocal_loss(
     logits: Scores,
-    quality: Quality,
+    quality: Quality | ClassScores,
     *,
     alpha: NonNegative = 0.75,
     gamma: NonNegative = 2.0,

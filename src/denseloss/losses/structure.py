@@ -17,9 +17,8 @@ from denseloss.contract import (
 )
 from denseloss.losses.reduce import reduce
 from denseloss.module import loss_module
-from denseloss.primitives.likelihood import sigmoid_likelihood
-from denseloss.primitives.overlap import overlap, ratio
-from denseloss.weights import edge_weight
+from denseloss.primitives.edges import EdgeSums, edge_sums
+from denseloss.primitives.overlap import ratio
 
 __all__ = ["StructureLoss", "structure_loss"]
 
@@ -84,31 +83,32 @@ def structure_loss(
         >>> structure_loss(torch.zeros(1, 1, 1, 1), t, window=1)
         tensor(0.9431)
     """
-    likely = sigmoid_likelihood(logits, target, weight, ignore_index)
-    plain = torch.ones_like(likely.target) if likely.weight is None else likely.weight
-    w = plain * edge_weight(likely.target, gamma=gamma, window=window)
-
-    both, predicted, true, counts = overlap(likely.p, likely.target, w, pool="image")
+    sums = edge_sums(
+        logits,
+        target,
+        weight,
+        ignore_index,
+        gamma=gamma,
+        window=window,
+        plain=variant != "corrected",
+    )
+    both, predicted, true, counts = sums.overlap
     iou = ratio(both + smooth, predicted + true - both + smooth, empty=1)
-    values = _entropy(likely.entropy, plain, w, variant) + 1 - iou
+    values = _entropy(sums, variant) + 1 - iou
     return reduce(torch.where(counts, values, 0), reduction, weight=counts.to(values.dtype))
 
 
-def _entropy(entropy: Tensor, plain: Tensor, w: Tensor, variant: Variant) -> Tensor:
+def _entropy(sums: EdgeSums, variant: Variant) -> Tensor:
     """The BCE term of each channel, [n c]."""
-    if variant == "released":
-        total = distributed.total((plain * entropy).sum())
-        return ratio(total, distributed.total(plain.sum()), empty=0).expand(w.shape[:2])
-    below = _over_space(w)
-    if variant == "equation":
-        edges = _over_space(w - plain)
+    below = sums.weight
+    if sums.plain_entropy is not None and sums.plain_weight is not None:
+        if variant == "released":
+            total = distributed.total(sums.plain_entropy.sum())
+            whole = distributed.total(sums.plain_weight.sum())
+            return ratio(total, whole, empty=0).expand(below.shape)
+        edges = below - sums.plain_weight
         below = torch.where(edges == 0, below, edges)
-    return ratio(_over_space(w * entropy), below, empty=0)
-
-
-def _over_space(x: Tensor) -> Tensor:
-    # without any axis of space, sum(()) would be the sum over all axes
-    return x.sum(tuple(range(2, x.ndim))) if x.ndim > 2 else x
+    return ratio(sums.entropy, below, empty=0)
 
 
 StructureLoss = loss_module(structure_loss)

@@ -50,8 +50,9 @@ def box_pairs(boxes: Tensor, target_boxes: Tensor, weight: Tensor | None, fmt: s
     a, b = corners(a, fmt), corners(b, fmt)
     first_a, last_a, first_b, last_b = a[..., :2], a[..., 2:], b[..., :2], b[..., 2:]
 
-    size_a, size_b = (last_a - first_a).clamp(min=0), (last_b - first_b).clamp(min=0)
-    shared = (torch.minimum(last_a, last_b) - torch.maximum(first_a, first_b)).clamp(min=0)
+    # relu, not clamp, whose gradient at the bound differs between versions of torch
+    size_a, size_b = (last_a - first_a).relu(), (last_b - first_b).relu()
+    shared = (torch.minimum(last_a, last_b) - torch.maximum(first_a, first_b)).relu()
     # Around all corners, so that an inverted box lies inside it, too, and rho/c stays bounded.
     highest = torch.maximum(torch.maximum(last_a, last_b), torch.maximum(first_a, first_b))
     lowest = torch.minimum(torch.minimum(last_a, last_b), torch.minimum(first_a, first_b))
@@ -60,7 +61,8 @@ def box_pairs(boxes: Tensor, target_boxes: Tensor, weight: Tensor | None, fmt: s
     union = _area(size_a) + _area(size_b) - inter
 
     same = (a == b).all(-1) & (last_a >= first_a).all(-1)
-    centres = (first_a + last_a - first_b - last_b) / 2
+    # difference by difference: exactly 0 for identical boxes
+    centres = ((first_a - first_b) + (last_a - last_b)) / 2
     return BoxPairs(
         iou=ratio(inter, union, empty=same.to(a.dtype)),
         empty=ratio(outer - union, outer, empty=0),

@@ -12,6 +12,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from denseloss.targets import ClassScores
+
 __all__ = ["Elements", "Pixels", "elements", "full_precision", "pixels"]
 
 
@@ -72,10 +74,19 @@ def _pixel_weight(weight: Tensor, like: Tensor) -> Tensor:
 
 
 def elements(
-    logits: Tensor, target: Tensor, weight: Tensor | None, ignore_index: int | None = None
+    logits: Tensor,
+    target: Tensor | ClassScores,
+    weight: Tensor | None,
+    ignore_index: int | None = None,
 ) -> Elements:
     """Clear logits and target of one shape, with a weight that broadcasts to it."""
     z = full_precision(logits)
+    if isinstance(target, ClassScores):
+        void = target.void(ignore_index)
+        target = target.dense(z.shape[-1], ignore_index, z.dtype)
+        if void is not None:  # an ignored label is void whatever its classes would be
+            weight = torch.where(void, 0, 1.0 if weight is None else weight)
+            target, ignore_index = torch.where(void, 0, target), None
     t = target.to(z.dtype)
     # The commonest slip, a mask of 0 and 255, would score better than perfect. As with labels that
     # are no class, what cannot be told without reading values becomes NaN. The margin is for

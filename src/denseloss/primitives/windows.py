@@ -7,7 +7,7 @@ from torch import Tensor
 
 from denseloss.backend import primitive
 
-__all__ = ["box_mean"]
+__all__ = ["box_mean", "edge_emphasis"]
 
 
 @primitive
@@ -31,6 +31,11 @@ def box_mean(x: Tensor, window: int, *, border: str) -> Tensor:
     for axis in space:
         sums = sums / _inside(sums, axis, window)
     return sums.to(x.dtype)
+
+
+def edge_emphasis(target: Tensor, *, gamma: float, window: int, border: str) -> Tensor:
+    """1 + gamma |box mean of t - t|: high near the edges of a mask t [n c *s]."""
+    return 1 + gamma * (box_mean(target, window, border=border) - target).abs()
 
 
 def _ends(size: int, window: int, like: Tensor) -> tuple[Tensor, Tensor]:

@@ -1,0 +1,260 @@
+/* Losses of single elements: value and gradient in one pass. See fused/ops.py for the formulas. */
+#pragma once
+#include "elements.h"
+
+enum kind { NO_TERM = -1, BCE, FOCAL, QUALITY, VARIFOCAL, VARIFOCAL_FIXED };
+enum power { POWER_0, POWER_1, POWER_2, POWER_ANY };
+
+#define BLOCK 1024
+
+typedef struct { float value, slope; } term;
+
+INLINE float power(float x, float g, const enum power power)
+{
+    switch (power) {
+    case POWER_0: return 1.0f;
+    case POWER_1: return x;
+    case POWER_2: return x * x;
+    default: return pow_(x, g);
+    }
+}
+
+/* x^g at least TINY^g, and g x^(g-1) * y where y / x stays bounded. */
+INLINE term element(const sides s, float t, float b, float a, float g, const enum kind kind,
+                    const enum power gamma)
+{
+    const float u = 1.0f - t;
+    const float ce = -FMA(t, s.log_p, u * s.log_q), dce = FMA(u, s.p, -t * s.q);
+    switch (kind) {
+    case BCE:
+        return (term){-FMA(b * t, s.log_p, u * s.log_q), FMA(u, s.p, -b * t * s.q)};
+    case FOCAL: {
+        const float miss = FMA(t, s.q, u * s.p), m = miss < TINY ? TINY : miss;
+        const float at = a < 0.0f ? 1.0f : FMA(a, t, (1.0f - a) * u), f = at * power(m, g, gamma);
+        if (gamma == POWER_0)
+            return (term){f * ce, f * dce};
+        /* p q / m: for a hard target one of p, q cancels */
+        const float rest = miss < TINY ? 0.0f : s.p * s.q / m;
+        return (term){f * ce, f * FMA(g * (u - t) * ce, rest, dce)};
+    }
+    case QUALITY: {
+        const float gap = t - s.p, size = fabsf(gap), d = size < TINY ? TINY : size;
+        const float at = a < 0.0f ? 1.0f : FMA(a, t, (1.0f - a) * u), f = at * power(d, g, gamma);
+        if (gamma == POWER_0)
+            return (term){f * ce, f * dce};
+        const float turn = size < TINY ? 0.0f : -g * s.p * s.q / gap;
+        return (term){f * ce, f * FMA(turn, ce, dce)};
+    }
+    case VARIFOCAL:
+    case VARIFOCAL_FIXED: {
+        const float p = s.p < TINY ? TINY : s.p, f = a * power(p, g, gamma);
+        const float turn = kind == VARIFOCAL && s.p >= TINY ? g * s.q * ce : 0.0f;
+        const int object = t != 0.0f; /* NaN is one, too */
+        return (term){object ? t * ce : f * ce, object ? t * dce : f * (dce + turn)};
+    }
+    default:
+        return (term){0.0f, 0.0f};
+    }
+}
+
+INLINE void terms_of(const enum kind kind, const enum power gamma, int64_t n,
+                     const float *RESTRICT z, const float *RESTRICT t, const float *RESTRICT b,
+                     float a, float g, float *RESTRICT value, float *RESTRICT slope)
+{
+    SIMD
+    for (int64_t i = 0; i < n; i++) {
+        const term x = element(sigmoid(z[i]), t[i], b ? b[i] : a, a, g, kind, gamma);
+        if (value) value[i] = x.value;
+        if (slope) slope[i] = x.slope;
+    }
+}
+
+/* Each combination becomes a loop of its own, without a branch inside. */
+#define WANTED(kind, gamma) \
+    if (value && slope) terms_of(kind, gamma, n, z, t, b, a, g, value, slope); \
+    else if (value) terms_of(kind, gamma, n, z, t, b, a, g, value, 0); \
+    else terms_of(kind, gamma, n, z, t, b, a, g, 0, slope); \
+    return
+#define POWERS(kind) \
+    if (g == 0.0f) { WANTED(kind, POWER_0); } \
+    if (g == 1.0f) { WANTED(kind, POWER_1); } \
+    if (g == 2.0f) { WANTED(kind, POWER_2); } \
+    WANTED(kind, POWER_ANY)
+
+static void block_terms(enum kind kind, int64_t n, const float *z, const float *t, const float *b,
+                        float a, float g, float *value, float *slope)
+{
+    switch (kind) {
+    case BCE:
+        if (b) { WANTED(BCE, POWER_0); }
+        b = 0;
+        WANTED(BCE, POWER_0);
+    case FOCAL: b = 0; POWERS(FOCAL);
+    case QUALITY: b = 0; POWERS(QUALITY);
+    case VARIFOCAL: b = 0; POWERS(VARIFOCAL);
+    case VARIFOCAL_FIXED: b = 0; POWERS(VARIFOCAL_FIXED);
+    default: return;
+    }
+}
+
+/* Where elements come from, and what they count for. */
+typedef struct {
+    const void *logits, *target;
+    const float *weight;
+    double ignore; /* NaN: no value is void */
+    enum dtype dtype, target_dtype;
+    int ignores;
+} elements;
+
+typedef struct {
+    const float *z, *t, *w; /* w is 0 where everything counts 1 */
+} block;
+
+typedef struct { float z[BLOCK], t[BLOCK], w[BLOCK]; } block_space;
+
+/* A block without anything void in it. Exact masks are the rule: only others take the slow way. */
+INLINE block cleared(const elements *e, int64_t start, int64_t stride, int64_t n, block_space *s)
+{
+    const float *z = read(s->z, e->logits, e->dtype, start, stride, n);
+    const float *t = read(s->t, e->target, e->target_dtype, start, stride, n);
+    const float *w = e->weight ? read(s->w, e->weight, FLOAT32, start, stride, n) : 0;
+    int outside = 0;
+    SIMD_ANY(outside)
+    for (int64_t i = 0; i < n; i++)
+        outside |= !(t[i] > -0.5f && t[i] < 1.5f);
+    if (!outside && !w && !(e->ignores && e->ignore < 1.5 && e->ignore > -0.5))
+        return (block){z, t, 0};
+    const float ignored = (float)e->ignore;
+    const int ignores = e->ignores;
+    for (int64_t i = 0; i < n; i++) {
+        const int empty = (w && w[i] == 0.0f) || (ignores && t[i] == ignored);
+        const float inside = t[i] > -0.5f && t[i] < 1.5f ? t[i] : NAN;
+        s->w[i] = empty ? 0.0f : w ? w[i] : 1.0f;
+        s->z[i] = empty ? 0.0f : z[i];
+        s->t[i] = empty ? 0.0f : inside;
+    }
+    return (block){s->z, s->t, s->w};
+}
+
+/* The same for labels: rows of `classes` elements whose target is 0 but at the class of the label. */
+static block cleared_labels(const elements *e, const float *score, int64_t classes, int64_t start,
+                            int64_t n, block_space *s)
+{
+    const float *z = read(s->z, e->logits, e->dtype, start, 1, n);
+    const int64_t first = start / classes, last = (start + n - 1) / classes;
+    const int64_t ignore = e->ignores ? (int64_t)e->ignore : -1;
+    int counted = e->weight == 0;
+    memset(s->t, 0, sizeof(float) * (size_t)n);
+    for (int64_t row = first; row <= last; row++) {
+        const int64_t label = label_at(e->target, e->target_dtype, row);
+        const int empty = e->ignores && label == ignore, background = label == -1 && !empty;
+        if (empty || label < -1 || label >= classes)
+            counted = 0;
+        const int64_t at = row * classes + label - start;
+        const float t = score ? score[row] : 1.0f;
+        if (!empty && !background && label >= 0 && label < classes && at >= 0 && at < n)
+            s->t[at] = t > -0.5f && t < 1.5f ? t : NAN;
+    }
+    if (counted)
+        return (block){z, s->t, 0};
+    for (int64_t row = first; row <= last; row++) {
+        const int64_t label = label_at(e->target, e->target_dtype, row);
+        const float weight = e->weight ? e->weight[row] : 1.0f;
+        const int empty = (e->ignores && label == ignore) || weight == 0.0f;
+        const float w = empty ? 0.0f : label < -1 || label >= classes ? NAN : weight;
+        const int64_t from = row * classes > start ? row * classes - start : 0;
+        const int64_t to = least((row + 1) * classes - start, n);
+        for (int64_t i = from; i < to; i++) {
+            s->w[i] = w;
+            s->z[i] = empty ? 0.0f : z[i];
+            s->t[i] = empty ? 0.0f : s->t[i];
+        }
+    }
+    return (block){s->z, s->t, s->w};
+}
+
+/* sums: float[2], values: float[count], grad: like the logits; each may be 0.
+ * upstream: 0 for 1, a number, or one per element where `mapped`. */
+EXPORT void denseloss_pointwise(
+    const void *logits, int dtype, const void *target, int target_dtype, int64_t classes,
+    const float *score, const float *weight, const float *pos_weight, int64_t channels,
+    int64_t inner, int kind, float a, float g, int ignores, double ignore, int64_t count,
+    const float *upstream, int mapped, float scale, int threads, float *sums, float *values,
+    void *grad)
+{
+    const elements e = {logits, target, weight, ignore, dtype, target_dtype, ignores};
+    const int64_t blocks = (count + BLOCK - 1) / BLOCK;
+    const int members = team(threads, count, 16384);
+    const float factor = upstream && !mapped ? *upstream * scale : scale;
+    double value_sum = 0.0, weight_sum = 0.0;
+    double parts[MOST_THREADS][2];
+#pragma omp parallel for schedule(static) num_threads(members)
+    for (int part = 0; part < members; part++) {
+        block_space space;
+        float v[BLOCK], d[BLOCK], b[BLOCK];
+        double value_part = 0.0, weight_part = 0.0;
+        const int64_t end = blocks * (part + 1) / members;
+        for (int64_t k = blocks * part / members; k < end; k++) {
+            const int64_t start = k * BLOCK, n = least(BLOCK, count - start);
+            const block x = classes ? cleared_labels(&e, score, classes, start, n, &space)
+                                    : cleared(&e, start, 1, n, &space);
+            if (pos_weight)
+                for (int64_t i = 0; i < n; i++)
+                    b[i] = pos_weight[(start + i) / inner % channels];
+            block_terms(kind, n, x.z, x.t, pos_weight ? b : 0, a, g, sums || values ? v : 0,
+                        grad ? d : 0);
+            if (sums || values) {
+                float value_block = 0.0f, weight_block = 0.0f;
+                if (x.w) {
+                    SIMD_SUM(value_block, weight_block)
+                    for (int64_t i = 0; i < n; i++) {
+                        v[i] *= x.w[i];
+                        value_block += v[i];
+                        weight_block += x.w[i];
+                    }
+                } else {
+                    SIMD_SUM(value_block)
+                    for (int64_t i = 0; i < n; i++)
+                        value_block += v[i];
+                    weight_block = (float)n;
+                }
+                value_part += value_block;
+                weight_part += weight_block;
+                if (values)
+                    memcpy(values + start, v, sizeof(float) * (size_t)n);
+            }
+            if (grad) {
+                float *out = dtype == FLOAT32 ? (float *)grad + start : d;
+                if (mapped && x.w) {
+                    SIMD
+                    for (int64_t i = 0; i < n; i++) /* void stays 0 under a gradient of NaN */
+                        out[i] = x.w[i] == 0.0f ? 0.0f : factor * upstream[start + i] * x.w[i] * d[i];
+                } else if (mapped) {
+                    SIMD
+                    for (int64_t i = 0; i < n; i++)
+                        out[i] = factor * upstream[start + i] * d[i];
+                } else if (x.w) {
+                    SIMD
+                    for (int64_t i = 0; i < n; i++)
+                        out[i] = x.w[i] == 0.0f ? 0.0f : factor * x.w[i] * d[i];
+                } else {
+                    SIMD
+                    for (int64_t i = 0; i < n; i++)
+                        out[i] = factor * d[i];
+                }
+                if (dtype != FLOAT32)
+                    write_from(d, grad, dtype, start, 1, n);
+            }
+        }
+        parts[part][0] = value_part;
+        parts[part][1] = weight_part;
+    }
+    if (!sums)
+        return;
+    for (int part = 0; part < members; part++) { /* in order: the same sum at every run */
+        value_sum += parts[part][0];
+        weight_sum += parts[part][1];
+    }
+    sums[0] = (float)(scale * value_sum);
+    sums[1] = (float)weight_sum;
+}

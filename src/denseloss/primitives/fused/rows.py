@@ -1,0 +1,347 @@
+"""Losses of rows: single logits, pairs of boxes, distributions over bins.
+
+Each row has a loss of its own, so value and gradient come from one pass: where a gradient will be
+asked for, the forward pass computes it for an upstream gradient of 1 and the backward pass hands
+it out, scaled where need be. It takes the room that the gradient needs anyway.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from denseloss import distributed
+from denseloss.backend import reference
+from denseloss.primitives.fused import layout
+from denseloss.primitives.fused.layout import learns, plain
+from denseloss.targets import ClassScores
+
+__all__ = [
+    "binary_cross_entropy",
+    "binary_focal",
+    "box_losses",
+    "distribution_focal",
+    "quality_focal",
+    "varifocal",
+]
+
+BCE, FOCAL, QUALITY, VARIFOCAL, VARIFOCAL_FIXED = range(5)
+FORMATS = {"xyxy": 0, "xywh": 1, "cxcywh": 2}
+
+
+class Rows(torch.autograd.Function):
+    """The weighted sum of the losses of all rows, or each of them."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        logits: Tensor,
+        definition: Callable[[Tensor], Tensor] | None,
+        name: str,
+        each: bool,
+        scale: float,
+        ahead: bool,
+        *rest: Any,
+    ) -> tuple[Tensor, Tensor]:
+        """``scale`` times the sum, or each value where ``each``; and the sum of the weights."""
+        operator = getattr(torch.ops.denseloss, name)
+        sums, values, grad = operator(logits, *rest, None, scale, not each, each, ahead)
+        ctx.definition, ctx.name, ctx.each, ctx.scale = definition, name, each, scale
+        ctx.grad = grad if ahead else None
+        ctx.numbers = [None if isinstance(x, Tensor) else (x,) for x in rest]
+        ctx.save_for_backward(logits, *[x for x in rest if isinstance(x, Tensor)])
+        count = values.new_zeros(()) if each else sums[1].clone()
+        ctx.mark_non_differentiable(count)
+        return values if each else sums[0].clone(), count
+
+    @staticmethod
+    def backward(ctx: Any, upstream: Tensor, _: Tensor) -> tuple[Any, ...]:
+        """The gradient by the logits."""
+        logits, *tensors = ctx.saved_tensors
+        nothing = (None,) * (5 + len(ctx.numbers))
+        if torch.is_grad_enabled() and ctx.definition is not None:
+            # With create_graph, the gradient must have a graph: that of the definition.
+            value = ctx.definition(logits)
+            grads = torch.autograd.grad(value, logits, upstream, create_graph=True)
+            return (*grads, *nothing)
+        grad, ctx.grad = ctx.grad, None
+        if grad is not None:  # handed out once; a second backward computes it anew
+            if upstream.device.type != "cpu" or upstream != 1:
+                grad.mul_(upstream)
+            return (grad, *nothing)
+        left = iter(tensors)
+        rest = [next(left) if x is None else x[0] for x in ctx.numbers]
+        operator = getattr(torch.ops.denseloss, ctx.name)
+        upstream = upstream.float()
+        if upstream.shape == logits.shape:
+            upstream = layout.alike(upstream, logits, layout.memory(logits) or "first")
+        else:
+            upstream = upstream.contiguous()
+        _, _, grad = operator(logits, *rest, upstream, ctx.scale, False, False, True)
+        return (grad, *nothing)
+
+
+def _reduced(
+    loss: str,
+    logits: Tensor,
+    arguments: tuple[Any, ...],
+    options: dict[str, Any],
+    name: str,
+    *rest: Any,
+    rows: int,
+    weighted: bool,
+    reduction: str,
+) -> Tensor:
+    """The loss from its operator: ``loss``, ``arguments`` and ``options`` name its definition."""
+    each = reduction == "none"
+    # Where nothing is void, the mean needs no count, and the operator divides at once.
+    known = reduction == "mean" and not weighted and distributed.alone()
+    scale = 1 / rows if known else 1.0
+    learning, compiling = learns(logits), torch.compiler.is_compiling()
+    # float16 gradients must see the upstream scale (GradScaler's 65536) before they are rounded.
+    ahead = learning and not each and not compiling and logits.dtype != torch.float16
+
+    def definition(z: Tensor) -> Tensor:
+        value = reference(loss)(z, *arguments, **options, reduction="none" if each else "sum")
+        return value if each else scale * value
+
+    again = definition if learning and not compiling else None
+    value, count = Rows.apply(logits, again, name, each, scale, ahead, *rest)
+    if each or known or reduction == "sum":
+        return value  # type: ignore[no-any-return]
+    return distributed.mean(value, count if weighted else rows)
+
+
+def _pointwise(
+    loss: str,
+    logits: Tensor,
+    target: Tensor | ClassScores,
+    *,
+    kind: int,
+    a: float,
+    g: float,
+    weight: Tensor | None,
+    reduction: str,
+    ignore_index: int | None = None,
+    channels: Tensor | None = None,
+    **options: Any,
+) -> Tensor:
+    """A loss of single logits; NotImplemented where it is not one for the operator."""
+    where = layout.scores(logits)
+    if where is None:
+        return NotImplemented
+    score = None
+    full = weight
+    if isinstance(target, ClassScores):
+        label, score = target
+        if (
+            where != "first"
+            or not plain(score, weight)
+            or (weight is not None and weight.shape[-1] != 1)
+        ):
+            return NotImplemented
+        rows = logits.shape[:-1]
+        given = layout.labels(label, rows)
+        score = layout.weights(score, rows)
+        if weight is not None:
+            full = weight.squeeze(-1).expand(rows).float().contiguous()
+    else:
+        if not plain(target, weight, channels):
+            return NotImplemented
+        given = layout.masks(target, logits, where)
+        if weight is not None:
+            full = layout.alike(weight.float(), logits, where)
+    if weight is not None:
+        options["weight"] = weight
+    if ignore_index is not None:
+        options["ignore_index"] = ignore_index
+    return _reduced(
+        loss,
+        logits,
+        (target,),
+        options,
+        "pointwise",
+        given,
+        score,
+        full,
+        None if channels is None else channels.float(),
+        kind,
+        a,
+        g,
+        ignore_index,
+        rows=logits.numel(),
+        weighted=full is not None or ignore_index is not None,
+        reduction=reduction,
+    )
+
+
+def binary_cross_entropy(
+    logits: Tensor,
+    target: Tensor,
+    *,
+    pos_weight: Tensor | float | None = None,
+    weight: Tensor | None = None,
+    ignore_index: int | None = None,
+    reduction: str = "mean",
+) -> Tensor:
+    """`binary_cross_entropy_loss`."""
+    channels = None
+    if isinstance(pos_weight, Tensor):
+        if pos_weight.numel() != 1 and pos_weight.shape != logits.shape[1:2]:
+            return NotImplemented
+        channels = pos_weight.expand(logits.shape[1]).contiguous()
+    return _pointwise(
+        "binary_cross_entropy_loss",
+        logits,
+        target,
+        kind=BCE,
+        a=1.0 if pos_weight is None or isinstance(pos_weight, Tensor) else pos_weight,
+        g=0.0,
+        weight=weight,
+        reduction=reduction,
+        ignore_index=ignore_index,
+        channels=channels,
+        pos_weight=pos_weight,
+    )
+
+
+def binary_focal(
+    logits: Tensor,
+    target: Tensor | ClassScores,
+    *,
+    gamma: float = 2.0,
+    alpha: float | None = 0.25,
+    weight: Tensor | None = None,
+    ignore_index: int | None = None,
+    reduction: str = "mean",
+) -> Tensor:
+    """`binary_focal_loss`."""
+    return _pointwise(
+        "binary_focal_loss",
+        logits,
+        target,
+        kind=FOCAL,
+        a=-1.0 if alpha is None else alpha,
+        g=gamma,
+        weight=weight,
+        reduction=reduction,
+        ignore_index=ignore_index,
+        gamma=gamma,
+        alpha=alpha,
+    )
+
+
+def quality_focal(
+    logits: Tensor,
+    quality: Tensor | ClassScores,
+    *,
+    beta: float = 2.0,
+    alpha: float | None = None,
+    weight: Tensor | None = None,
+    reduction: str = "mean",
+) -> Tensor:
+    """`quality_focal_loss`."""
+    return _pointwise(
+        "quality_focal_loss",
+        logits,
+        quality,
+        kind=QUALITY,
+        a=-1.0 if alpha is None else alpha,
+        g=beta,
+        weight=weight,
+        reduction=reduction,
+        beta=beta,
+        alpha=alpha,
+    )
+
+
+def varifocal(
+    logits: Tensor,
+    quality: Tensor | ClassScores,
+    *,
+    alpha: float = 0.75,
+    gamma: float = 2.0,
+    detach_weight: bool = False,
+    weight: Tensor | None = None,
+    reduction: str = "mean",
+) -> Tensor:
+    """`varifocal_loss`."""
+    return _pointwise(
+        "varifocal_loss",
+        logits,
+        quality,
+        kind=VARIFOCAL_FIXED if detach_weight else VARIFOCAL,
+        a=alpha,
+        g=gamma,
+        weight=weight,
+        reduction=reduction,
+        alpha=alpha,
+        gamma=gamma,
+        detach_weight=detach_weight,
+    )
+
+
+def _row_weights(weight: Tensor | None, rows: torch.Size) -> Tensor | None:
+    return None if weight is None else weight.float().expand(rows).contiguous()
+
+
+def box_losses(kind: str) -> Callable[..., Tensor]:
+    """`iou_loss`, `giou_loss`, `diou_loss` or `ciou_loss`."""
+    number = ["iou", "giou", "diou", "ciou"].index(kind)
+
+    def box(
+        boxes: Tensor,
+        target_boxes: Tensor,
+        *,
+        fmt: str = "xyxy",
+        weight: Tensor | None = None,
+        reduction: str = "mean",
+    ) -> Tensor:
+        if layout.scores(boxes) != "first" or not plain(target_boxes, weight):
+            return NotImplemented
+        target = target_boxes if target_boxes.dtype in layout.WIDTHS else target_boxes.float()
+        rows = boxes.shape[:-1]
+        return _reduced(
+            f"{kind}_loss",
+            boxes,
+            (target_boxes,),
+            {"fmt": fmt, "weight": weight},
+            "boxes",
+            target.contiguous(),
+            _row_weights(weight, rows),
+            number,
+            FORMATS[fmt],
+            rows=rows.numel(),
+            weighted=weight is not None,
+            reduction=reduction,
+        )
+
+    return box
+
+
+def distribution_focal(
+    logits: Tensor,
+    target: Tensor,
+    *,
+    weight: Tensor | None = None,
+    reduction: str = "mean",
+) -> Tensor:
+    """`distribution_focal_loss`."""
+    if layout.scores(logits) != "first" or not plain(target, weight):
+        return NotImplemented
+    rows = logits.shape[:-1]
+    return _reduced(
+        "distribution_focal_loss",
+        logits,
+        (target,),
+        {"weight": weight},
+        "bins",
+        target.float().contiguous(),
+        _row_weights(weight, rows),
+        rows=rows.numel(),
+        weighted=weight is not None,
+        reduction=reduction,
+    )

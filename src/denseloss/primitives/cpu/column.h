@@ -230,7 +230,8 @@ static void tile_sums(const columns *c, const tile *x, const float *z, int64_t s
                     spread[i] -= w * (scores[i] - x->top[i] - x->log_sum[i]);
             }
         }
-        float value_sum = 0.0f, count = 0.0f;
+        /* In double: with class weights this loop gathers, and adds one pixel after the other. */
+        double value_sum = 0.0, count = 0.0;
         SIMD_SUM(value_sum, count)
         for (int64_t i = 0; i < n; i++) {
             const float m = x->miss[i] < TINY ? TINY : x->miss[i];

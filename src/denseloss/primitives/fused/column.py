@@ -78,7 +78,7 @@ class Columns(torch.autograd.Function):
         align_corners: bool,
     ) -> tuple[Tensor, ...]:
         """Entropies [K], I and P [n c], values [n *s]; then counts [K], T [n c], weights [n 2]."""
-        options = (gamma, smoothing, ignore, size, align_corners)
+        options = (gamma, smoothing, ignore, overlap, values, size, align_corners)
         entropy, sums, weights, each = torch.ops.denseloss.column(
             logits,
             target,
@@ -123,18 +123,20 @@ class Columns(torch.autograd.Function):
             ]
             outputs, ups = zip(*pairs, strict=True)
             return (*torch.autograd.grad(outputs, logits, ups, create_graph=True), *nothing)
-        gamma, smoothing, ignore, size, align_corners = ctx.options
+        gamma, smoothing, ignore, overlap, values, size, align_corners = ctx.options
         n, c = logits.shape[:2]
+        # Compiled, what no gradient reaches has one of zeros, not None.
         sums = None
-        if both is not None or predicted is not None:
+        if overlap and (both is not None or predicted is not None):
             zeros = logits.new_zeros(n, c, dtype=torch.float32)
             sums = torch.stack(
                 [zeros if both is None else both, zeros if predicted is None else predicted], -1
             ).float()
+        each = each.float().contiguous() if values and each is not None else None
+        if not gamma or each is not None:
+            entropy = None
         if entropy is not None:
             entropy = entropy.float().expand(n, len(gamma)).contiguous()
-        if each is not None:
-            each = each.float().contiguous()
         grad = torch.ops.denseloss.column_backward(
             logits,
             target,
@@ -143,7 +145,7 @@ class Columns(torch.autograd.Function):
             gamma,
             smoothing,
             ignore,
-            None if each is not None else entropy,
+            entropy,
             sums,
             each,
             size,

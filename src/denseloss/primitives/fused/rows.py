@@ -69,7 +69,7 @@ class Rows(torch.autograd.Function):
             return (*grads, *nothing)
         grad, ctx.grad = ctx.grad, None
         if grad is not None:  # handed out once; a second backward computes it anew
-            if upstream.device.type != "cpu" or upstream != 1:
+            if upstream.device.type != "cpu" or upstream.item() != 1:
                 grad.mul_(upstream)
             return (grad, *nothing)
         left = iter(tensors)
@@ -97,10 +97,11 @@ def _reduced(
 ) -> Tensor:
     """The loss from its operator: ``loss``, ``arguments`` and ``options`` name its definition."""
     each = reduction == "none"
-    # Where nothing is void, the mean needs no count, and the operator divides at once.
-    known = reduction == "mean" and not weighted and distributed.alone()
-    scale = 1 / rows if known else 1.0
     learning, compiling = learns(logits), torch.compiler.is_compiling()
+    # Where nothing is void, the mean needs no count, and the operator divides at once. (Compiled, a
+    # number made of the sizes would make a new graph for each size.)
+    known = reduction == "mean" and not weighted and not compiling and distributed.alone()
+    scale = 1 / rows if known else 1.0
     # float16 gradients must see the upstream scale (GradScaler's 65536) before they are rounded.
     ahead = learning and not each and not compiling and logits.dtype != torch.float16
 
@@ -192,7 +193,7 @@ def binary_cross_entropy(
     if isinstance(pos_weight, Tensor):
         if pos_weight.numel() != 1 and pos_weight.shape != logits.shape[1:2]:
             return NotImplemented
-        channels = pos_weight.expand(logits.shape[1]).contiguous()
+        channels = pos_weight.reshape(-1).expand(logits.shape[1]).contiguous()
     return _pointwise(
         "binary_cross_entropy_loss",
         logits,

@@ -1,0 +1,1 @@
+"""Speed and memory of every loss against what people use today: `python -m benchmarks`."""

@@ -526,14 +526,40 @@ def kinds(function: Callable[..., Any]) -> dict[str, Kind]:
     return {name: arg.kind for name, arg in arguments(function).items() if arg.kind is not None}
 
 
+_PLAIN = frozenset({int, float, str, bool, type(None)})
+
+
+def _call_key(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """What the check of a call depends on; None where that is not said in a few words.
+
+    Of a tensor its dtype and shape; of a number or word the value and its type (1 is not True).
+    """
+    key: list[Any] = []
+    for x in (*args, *kwargs.values()) if kwargs else args:
+        if isinstance(x, Tensor):
+            key += (x.dtype, x.shape)
+        elif type(x) in _PLAIN:
+            key += (type(x), x)
+        else:
+            return None
+    return (len(args), *kwargs, *key)
+
+
 def checked(function: Callable[P, R]) -> Callable[P, R]:
     """Check each call of a function against its annotations before it runs."""
     stated = arguments(function)
     names = tuple(inspect.signature(function).parameters)
     label = function.__name__
 
+    # Calls whose arguments were found right: training repeats the same shapes at each step.
+    passed: set[Any] = set()
+
     @functools.wraps(function)
     def call(*args: P.args, **kwargs: P.kwargs) -> R:
+        # Compiled, the check runs once anyway, and the sizes must stay symbols.
+        key = None if torch.compiler.is_compiling() else _call_key(args, kwargs)
+        if key is not None and key in passed:
+            return function(*args, **kwargs)
         sizes: Sizes = {}
         # Too many or unknown arguments are left to Python, whose message is the familiar one.
         for name, value in zip(names, args, strict=False):
@@ -541,6 +567,10 @@ def checked(function: Callable[P, R]) -> Callable[P, R]:
         for name in names:
             if name in kwargs:
                 sizes = stated[name].check(label, kwargs[name], sizes)
+        if key is not None:
+            if len(passed) >= 1000:  # sizes that never repeat must not fill the memory
+                passed.clear()
+            passed.add(key)
         return function(*args, **kwargs)
 
     # torch.compile counts recompilations per code object: with one shared by all losses, the

@@ -7,7 +7,6 @@
 #pragma once
 #include "elements.h"
 
-#define MOST_TERMS 8
 #define WIDEST 512
 #define TILE 8192 /* elements of a tile, about */
 #define RUN 16384 /* pixels of one image that add to one row of partial sums */
@@ -384,8 +383,7 @@ EXPORT int64_t denseloss_column_work(int64_t images, int64_t classes, int64_t pi
  * those of a row of the logits, where these are smaller. */
 EXPORT int64_t denseloss_column_space(int64_t classes, int64_t out, int64_t in)
 {
-    const int64_t width = tile_width(classes), row = out > width ? out : width;
-    return classes * (width + row + 3 * in) + in + 16;
+    return classes * (2 * tile_width(classes) + 4 * out) + 2 * in + 16;
 }
 
 #define COLUMN_ARGUMENTS \
@@ -469,40 +467,44 @@ typedef struct {
     places rows, columns;
 } resizing;
 
-/* One row of the labels' height: float [classes][wide]. */
-static void lift_row(const columns *c, const resizing *r, int64_t image, int64_t y, float *line,
-                     float *other)
+/* Two neighbouring rows of the logits, spread to the labels' width: float [classes][broad] each.
+ * Row r is in slot r % 2, so that one of the two is spread anew where the next row begins. */
+typedef struct {
+    float *slot[2];
+    int64_t held[2];
+} spread_rows;
+
+static void spread_row(const columns *c, const resizing *r, int64_t image, int64_t row,
+                       spread_rows *rows, float *line)
 {
-    const int64_t low = r->rows.low[y], next = r->rows.next[y];
-    const float part = r->rows.part[y];
+    if (rows->held[row & 1] == row)
+        return;
+    rows->held[row & 1] = row;
     for (int64_t k = 0; k < c->classes; k++) {
-        const int64_t start = image * c->image_stride + k * c->class_stride;
-        float *RESTRICT to = line + k * r->wide;
-        read_into(to, c->logits, c->dtype, start + low * r->wide * c->pixel_stride,
-                  c->pixel_stride, r->wide);
-        if (part == 0.0f)
-            continue;
-        const float *above = read(other, c->logits, c->dtype,
-                                  start + next * r->wide * c->pixel_stride, c->pixel_stride,
-                                  r->wide);
+        const int64_t start = image * c->image_stride + k * c->class_stride
+                            + row * r->wide * c->pixel_stride;
+        const float *from = read(line, c->logits, c->dtype, start, c->pixel_stride, r->wide);
+        const int32_t *low = r->columns.low, *next = r->columns.next;
+        const float *part = r->columns.part;
+        float *RESTRICT to = rows->slot[row & 1] + k * r->broad;
         SIMD
-        for (int64_t j = 0; j < r->wide; j++)
-            to[j] = FMA(part, above[j], (1.0f - part) * to[j]);
+        for (int64_t i = 0; i < r->broad; i++)
+            to[i] = FMA(part[i], from[next[i]], (1.0f - part[i]) * from[low[i]]);
     }
 }
 
-/* n pixels of that row, from x on. */
-static void spread_row(const columns *c, const resizing *r, const float *line, int64_t x,
-                       int64_t n, float *z, int64_t width)
+/* Pixels x ... x + n of row y of the labels. */
+static void between_rows(const columns *c, const resizing *r, const spread_rows *rows, int64_t y,
+                         int64_t x, int64_t n, float *z, int64_t width)
 {
-    const int32_t *low = r->columns.low + x, *next = r->columns.next + x;
-    const float *part = r->columns.part + x;
+    const float part = r->rows.part[y];
     for (int64_t k = 0; k < c->classes; k++) {
-        const float *from = line + k * r->wide;
+        const float *above = rows->slot[r->rows.low[y] & 1] + k * r->broad + x;
+        const float *below = rows->slot[r->rows.next[y] & 1] + k * r->broad + x;
         float *RESTRICT to = z + k * width;
         SIMD
         for (int64_t i = 0; i < n; i++)
-            to[i] = FMA(part[i], from[next[i]], (1.0f - part[i]) * from[low[i]]);
+            to[i] = FMA(part, below[i], (1.0f - part) * above[i]);
     }
 }
 
@@ -544,17 +546,19 @@ EXPORT void denseloss_column_resized(COLUMN_ARGUMENTS, RESIZING_ARGUMENTS, int o
     for (int64_t task = 0; task < images * runs; task++) {
         tile x;
         float *z = space + room * thread_number(), *e = z + classes * width;
-        float *line = e + classes * width, *other = line + classes * wide;
+        float *first_row = e + classes * width, *line = first_row + 2 * classes * broad;
+        spread_rows rows = {{first_row, first_row + classes * broad}, {-1, -1}};
         double *row = work + task * size;
         const int64_t image = task / runs, top = task % runs * some;
         memset(row, 0, sizeof(double) * (size_t)size);
         for (int64_t y = top; y < least(top + some, high); y++) {
-            lift_row(&c, &r, image, y, line, other);
+            spread_row(&c, &r, image, r.rows.low[y], &rows, line);
+            spread_row(&c, &r, image, r.rows.next[y], &rows, line);
             for (int64_t at = 0; at < broad; at += width) {
                 const int64_t n = least(width, broad - at);
                 const int64_t first = image * pixels + y * broad + at;
                 read_tile_labels(&c, first, n, &x);
-                spread_row(&c, &r, line, at, n, z, width);
+                between_rows(&c, &r, &rows, y, at, n, z, width);
                 clear_voids(&x, z, classes, width, n);
                 softmax(z, width, classes, n, &x, e, width, 0, 0);
                 tile_sums(&c, &x, z, width, e, width, n, overlap, row, values ? values + first : 0);
@@ -562,6 +566,25 @@ EXPORT void denseloss_column_resized(COLUMN_ARGUMENTS, RESIZING_ARGUMENTS, int o
         }
     }
     add_rows(&c, work, runs, size, overlap, entropy, sums, weights);
+}
+
+/* A row of gradients of the labels' width goes to the logits' width, and out. */
+static void gather_row(const columns *c, const resizing *r, const users *used, const float *from,
+                       int64_t image, int64_t row, float *line, void *grad)
+{
+    for (int64_t k = 0; k < c->classes; k++, from += r->broad) {
+        memset(line, 0, sizeof(float) * (size_t)r->wide);
+        for (int64_t s = 0; s < used->most; s++) {
+            const int32_t *at = used->at + s * r->wide;
+            const float *share = used->share + s * r->wide;
+            SIMD
+            for (int64_t j = 0; j < r->wide; j++)
+                line[j] = FMA(share[j], from[at[j]], line[j]);
+        }
+        write_from(line, grad, c->dtype,
+                   image * c->image_stride + k * c->class_stride + row * r->wide * c->pixel_stride,
+                   c->pixel_stride, r->wide);
+    }
 }
 
 /* Small rows that one task owns: the rows of the labels at its two ends are computed twice. */
@@ -576,67 +599,59 @@ EXPORT void denseloss_column_resized_backward(
     const resizing r = RESIZING;
     const users used = {used_at, used_share, most};
     const int64_t width = tile_width(classes), bands = (tall + OWNED - 1) / OWNED;
-    const int64_t room = denseloss_column_space(classes, broad, wide), plane = classes * wide;
+    const int64_t room = denseloss_column_space(classes, broad, wide), plane = classes * broad;
     const int members = team(threads, images * pixels * classes, 32768);
 #pragma omp parallel for schedule(dynamic) num_threads(members)
     for (int64_t task = 0; task < images * bands; task++) {
         tile x;
         float average[WIDEST];
         float *z = space + room * thread_number(), *e = z + classes * width;
-        float *line = e + classes * broad, *now = line + plane, *after = now + plane;
-        float *other = after + plane;
+        float *first_row = e + classes * width, *now = first_row + 2 * plane, *after = now + plane;
+        float *line = after + plane;
+        spread_rows rows = {{first_row, first_row + plane}, {-1, -1}};
         const int64_t image = task / bands, begin = task % bands * OWNED;
         const int64_t end = least(begin + OWNED, tall);
         const float *both = grad_sums ? grad_sums + 2 * classes * image : 0;
         const float *predicted = both ? both + classes : 0;
-        int64_t owned = begin, y = 0; /* the rows from `owned` on are still to be written */
+        int64_t y = 0;
         while (y < high && r.rows.next[y] < begin)
             y++;
-        memset(now, 0, sizeof(float) * (size_t)(2 * plane));
+        /* `now` gathers the gradient of row `current`, `after` that of the row below it. */
         int64_t current = y < high ? least(r.rows.low[y], begin) : begin;
+        memset(now, 0, sizeof(float) * (size_t)(2 * plane));
         for (;; y++) {
-            /* Rows that no later row of the labels touches are done. */
             const int64_t low = y < high ? r.rows.low[y] : tall;
-            for (; current < low && owned < end; current++) {
-                if (current == owned) {
-                    for (int64_t k = 0; k < classes; k++)
-                        write_from(now + k * wide, grad, dtype,
-                                   image * c.image_stride + k * c.class_stride
-                                       + owned * wide * c.pixel_stride,
-                                   c.pixel_stride, wide);
-                    owned++;
-                }
+            for (; current < low && current < end; current++) { /* nothing more comes to it */
+                if (current >= begin)
+                    gather_row(&c, &r, &used, now, image, current, line, grad);
                 float *done = now;
                 now = after;
                 after = done;
                 memset(after, 0, sizeof(float) * (size_t)plane);
             }
-            if (owned == end)
+            if (current >= end)
                 break;
-            lift_row(&c, &r, image, y, line, other);
+            const int64_t next = r.rows.next[y];
+            const float part = next == low ? 0.0f : r.rows.part[y];
+            spread_row(&c, &r, image, low, &rows, line);
+            spread_row(&c, &r, image, next, &rows, line);
             for (int64_t at = 0; at < broad; at += width) {
                 const int64_t n = least(width, broad - at);
                 const int64_t first = image * pixels + y * broad + at;
                 read_tile_labels(&c, first, n, &x);
-                spread_row(&c, &r, line, at, n, z, width);
+                between_rows(&c, &r, &rows, y, at, n, z, width);
                 clear_voids(&x, z, classes, width, n);
-                softmax(z, width, classes, n, &x, e + at, broad, predicted, average);
-                tile_gradient(&c, &x, e + at, broad, n,
-                              grad_entropy ? grad_entropy + image * terms : 0, both, predicted,
-                              average, upstream ? upstream + first : 0);
-            }
-            const float part = r.rows.next[y] == r.rows.low[y] ? 0.0f : r.rows.part[y];
-            for (int64_t k = 0; k < classes; k++) {
-                const float *from = e + k * broad;
-                float *RESTRICT below = now + k * wide, *RESTRICT above = after + k * wide;
-                for (int64_t s = 0; s < used.most; s++) {
-                    const int32_t *at = used.at + s * wide;
-                    const float *share = used.share + s * wide;
+                softmax(z, width, classes, n, &x, e, width, predicted, average);
+                tile_gradient(&c, &x, e, width, n, grad_entropy ? grad_entropy + image * terms : 0,
+                              both, predicted, average, upstream ? upstream + first : 0);
+                for (int64_t k = 0; k < classes; k++) {
+                    const float *from = e + k * width;
+                    float *RESTRICT above = now + k * broad + at;
+                    float *RESTRICT below = after + k * broad + at;
                     SIMD
-                    for (int64_t j = 0; j < wide; j++) {
-                        const float g = share[j] * from[at[j]];
-                        below[j] = FMA(1.0f - part, g, below[j]);
-                        above[j] = FMA(part, g, above[j]);
+                    for (int64_t i = 0; i < n; i++) {
+                        above[i] = FMA(1.0f - part, from[i], above[i]);
+                        below[i] = FMA(part, from[i], below[i]);
                     }
                 }
             }

@@ -177,7 +177,7 @@ def bins(
     """Distribution focal loss."""
     results = _results(logits, logits[..., 0].contiguous(), sums=sums, values=values, grad=grad)
     count, threads = logits.shape[-1], torch.get_num_threads()
-    space = _empty(logits, threads * count * ROWS)
+    space = _empty(logits, 2 * threads * count * ROWS)
     _bins(
         logits.data_ptr(),
         CODES[logits.dtype],
@@ -375,7 +375,7 @@ def _users(low: Tensor, following: Tensor, part: Tensor, inside: int) -> tuple[T
     return at, shares
 
 
-_REGION = "pi pi p id iff lll i i "
+_REGION = "pi pi p id i lll i i "
 _region_work = _function("region_work", "lll", counts=True)
 _region = _function("region", _REGION + "pp")
 _region_backward = _function("region_backward", _REGION + "pp")
@@ -386,9 +386,7 @@ def _channels(
     target: Tensor,
     weight: Tensor | None,
     ignore: float | None,
-    kind: int,
-    a: float,
-    g: float,
+    entropy: bool,
 ) -> tuple[Any, ...]:
     """The arguments that both functions of regions share."""
     images, channels = logits.shape[:2]
@@ -400,9 +398,7 @@ def _channels(
         _at(weight),
         ignore is not None,
         ignore or 0.0,
-        kind,
-        a,
-        g,
+        entropy,
         images,
         channels,
         logits.numel() // max(images * channels, 1),
@@ -416,14 +412,12 @@ def region(
     target: Tensor,
     weight: Tensor | None,
     ignore: float | None,
-    kind: int,
-    a: float,
-    g: float,
+    entropy: bool,
 ) -> Tensor:
     """Sums over the pixels of each channel."""
-    shared = _channels(logits, target, weight, ignore, kind, a, g)
+    shared = _channels(logits, target, weight, ignore, entropy)
     sums = _empty(logits, *logits.shape[:2], 6)
-    work = _empty(logits, _region_work(*shared[10:13]), dtype=torch.float64)
+    work = _empty(logits, _region_work(*shared[8:11]), dtype=torch.float64)
     _region(*shared, work.data_ptr(), sums.data_ptr())
     return sums
 
@@ -433,13 +427,11 @@ def region_backward(
     target: Tensor,
     weight: Tensor | None,
     ignore: float | None,
-    kind: int,
-    a: float,
-    g: float,
+    entropy: bool,
     grad: Tensor,
 ) -> Tensor:
     """The gradient of those sums."""
-    shared = _channels(logits, target, weight, ignore, kind, a, g)
+    shared = _channels(logits, target, weight, ignore, entropy)
     result = torch.empty_like(logits)
     upstream = grad.contiguous()
     _region_backward(*shared, upstream.data_ptr(), result.data_ptr())

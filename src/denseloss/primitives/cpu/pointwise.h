@@ -2,7 +2,8 @@
 #pragma once
 #include "elements.h"
 
-enum kind { NO_TERM = -1, BCE, FOCAL, QUALITY, VARIFOCAL, VARIFOCAL_FIXED };
+/* As in fused/ops.py; the last is focal loss where every target is 0 or 1. */
+enum kind { BCE, FOCAL, QUALITY, VARIFOCAL, VARIFOCAL_FIXED, FOCAL_HARD };
 enum power { POWER_0, POWER_1, POWER_2, POWER_ANY };
 
 #define BLOCK 1024
@@ -28,13 +29,16 @@ INLINE term element(const sides s, float t, float b, float a, float g, const enu
     switch (kind) {
     case BCE:
         return (term){-FMA(b * t, s.log_p, u * s.log_q), FMA(u, s.p, -b * t * s.q)};
-    case FOCAL: {
+    case FOCAL:
+    case FOCAL_HARD: {
         const float miss = FMA(t, s.q, u * s.p), m = miss < TINY ? TINY : miss;
         const float at = a < 0.0f ? 1.0f : FMA(a, t, (1.0f - a) * u), f = at * power(m, g, gamma);
         if (gamma == POWER_0)
             return (term){f * ce, f * dce};
-        /* p q / m: for a hard target one of p, q cancels */
-        const float rest = miss < TINY ? 0.0f : s.p * s.q / m;
+        /* p q / m: where t is 0 or 1, m is p or q */
+        const float rest = miss < TINY          ? 0.0f
+                         : kind == FOCAL_HARD   ? FMA(t, s.p, u * s.q)
+                                                : s.p * s.q / m;
         return (term){f * ce, f * FMA(g * (u - t) * ce, rest, dce)};
     }
     case QUALITY: {
@@ -52,9 +56,8 @@ INLINE term element(const sides s, float t, float b, float a, float g, const enu
         const int object = t != 0.0f; /* NaN is one, too */
         return (term){object ? t * ce : f * ce, object ? t * dce : f * (dce + turn)};
     }
-    default:
-        return (term){0.0f, 0.0f};
     }
+    return (term){0.0f, 0.0f};
 }
 
 INLINE void terms_of(const enum kind kind, const enum power gamma, int64_t n,
@@ -90,10 +93,10 @@ static void block_terms(enum kind kind, int64_t n, const float *z, const float *
         b = 0;
         WANTED(BCE, POWER_0);
     case FOCAL: b = 0; POWERS(FOCAL);
+    case FOCAL_HARD: b = 0; POWERS(FOCAL_HARD);
     case QUALITY: b = 0; POWERS(QUALITY);
     case VARIFOCAL: b = 0; POWERS(VARIFOCAL);
     case VARIFOCAL_FIXED: b = 0; POWERS(VARIFOCAL_FIXED);
-    default: return;
     }
 }
 
@@ -101,13 +104,14 @@ static void block_terms(enum kind kind, int64_t n, const float *z, const float *
 typedef struct {
     const void *logits, *target;
     const float *weight;
-    double ignore; /* NaN: no value is void */
+    double ignore; /* where `ignores` */
     enum dtype dtype, target_dtype;
     int ignores;
 } elements;
 
 typedef struct {
     const float *z, *t, *w; /* w is 0 where everything counts 1 */
+    int hard;               /* every target is 0 or 1 */
 } block;
 
 typedef struct { float z[BLOCK], t[BLOCK], w[BLOCK]; } block_space;
@@ -118,14 +122,27 @@ INLINE block cleared(const elements *e, int64_t start, int64_t stride, int64_t n
     const float *z = read(s->z, e->logits, e->dtype, start, stride, n);
     const float *t = read(s->t, e->target, e->target_dtype, start, stride, n);
     const float *w = e->weight ? read(s->w, e->weight, FLOAT32, start, stride, n) : 0;
-    int outside = 0;
+    const float ignored = (float)e->ignore;
+    const int ignores = e->ignores;
+    int outside = 0, soft = 0, voids = 0;
     SIMD_ANY(outside)
     for (int64_t i = 0; i < n; i++)
         outside |= !(t[i] > -0.5f && t[i] < 1.5f);
-    if (!outside && !w && !(e->ignores && e->ignore < 1.5 && e->ignore > -0.5))
-        return (block){z, t, 0};
-    const float ignored = (float)e->ignore;
-    const int ignores = e->ignores;
+    SIMD_ANY(soft)
+    for (int64_t i = 0; i < n; i++)
+        soft |= t[i] != 0.0f && t[i] != 1.0f;
+    if (ignores) {
+        SIMD_ANY(voids)
+        for (int64_t i = 0; i < n; i++)
+            voids |= t[i] == ignored;
+    }
+    if (w) {
+        SIMD_ANY(voids)
+        for (int64_t i = 0; i < n; i++)
+            voids |= w[i] == 0.0f;
+    }
+    if (!outside && !voids)
+        return (block){z, t, w, !soft};
     for (int64_t i = 0; i < n; i++) {
         const int empty = (w && w[i] == 0.0f) || (ignores && t[i] == ignored);
         const float inside = t[i] > -0.5f && t[i] < 1.5f ? t[i] : NAN;
@@ -133,7 +150,7 @@ INLINE block cleared(const elements *e, int64_t start, int64_t stride, int64_t n
         s->z[i] = empty ? 0.0f : z[i];
         s->t[i] = empty ? 0.0f : inside;
     }
-    return (block){s->z, s->t, s->w};
+    return (block){s->z, s->t, s->w, 0};
 }
 
 /* The same for labels: rows of `classes` elements whose target is 0 but at the class of the label. */
@@ -156,7 +173,7 @@ static block cleared_labels(const elements *e, const float *score, int64_t class
             s->t[at] = t > -0.5f && t < 1.5f ? t : NAN;
     }
     if (counted)
-        return (block){z, s->t, 0};
+        return (block){z, s->t, 0, score == 0};
     for (int64_t row = first; row <= last; row++) {
         const int64_t label = label_at(e->target, e->target_dtype, row);
         const float weight = e->weight ? e->weight[row] : 1.0f;
@@ -170,7 +187,7 @@ static block cleared_labels(const elements *e, const float *score, int64_t class
             s->t[i] = empty ? 0.0f : s->t[i];
         }
     }
-    return (block){s->z, s->t, s->w};
+    return (block){s->z, s->t, s->w, score == 0};
 }
 
 /* sums: float[2], values: float[count], grad: like the logits; each may be 0.
@@ -201,8 +218,8 @@ EXPORT void denseloss_pointwise(
             if (pos_weight)
                 for (int64_t i = 0; i < n; i++)
                     b[i] = pos_weight[(start + i) / inner % channels];
-            block_terms(kind, n, x.z, x.t, pos_weight ? b : 0, a, g, sums || values ? v : 0,
-                        grad ? d : 0);
+            block_terms(kind == FOCAL && x.hard ? FOCAL_HARD : kind, n, x.z, x.t,
+                        pos_weight ? b : 0, a, g, sums || values ? v : 0, grad ? d : 0);
             if (sums || values) {
                 float value_block = 0.0f, weight_block = 0.0f;
                 if (x.w) {

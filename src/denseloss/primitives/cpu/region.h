@@ -2,12 +2,12 @@
 #pragma once
 #include "pointwise.h"
 
-#define REGION_SUMS 6 /* w p t, w p, w t, how many are not void, w v, w */
+#define REGION_SUMS 6 /* w p t, w p, w t, how many are not void, w BCE, w */
 #define REGION_RUN (16 * BLOCK)
 
 #define REGION_ARGUMENTS \
     const void *logits, int dtype, const void *target, int target_dtype, const float *weight, \
-    int ignores, double ignore, int kind, float a, float g, int64_t images, int64_t channels, \
+    int ignores, double ignore, int entropy, int64_t images, int64_t channels, \
     int64_t pixels, int last, int threads
 
 /* Where the elements of one channel of one image start, and how far apart they are. */
@@ -21,6 +21,36 @@ EXPORT int64_t denseloss_region_work(int64_t images, int64_t channels, int64_t p
     return images * channels * ((pixels + REGION_RUN - 1) / REGION_RUN) * REGION_SUMS;
 }
 
+INLINE void add_block(const block x, int64_t n, const int entropy, float *sums)
+{
+    float both = 0.0f, predicted = 0.0f, true_ = 0.0f, counted = 0.0f, values = 0.0f, total = 0.0f;
+    if (x.w) {
+        SIMD_SUM(both, predicted, true_, counted, values, total)
+        for (int64_t i = 0; i < n; i++) {
+            const sides s = sigmoid(x.z[i]);
+            const float w = x.w[i];
+            both += w * s.p * x.t[i];
+            predicted += w * s.p;
+            true_ += w * x.t[i];
+            counted += w != 0.0f ? 1.0f : 0.0f;
+            values += entropy ? w * element(s, x.t[i], 1.0f, 0.0f, 0.0f, BCE, POWER_0).value : 0.0f;
+            total += w;
+        }
+    } else {
+        SIMD_SUM(both, predicted, true_, values)
+        for (int64_t i = 0; i < n; i++) {
+            const sides s = sigmoid(x.z[i]);
+            both += s.p * x.t[i];
+            predicted += s.p;
+            true_ += x.t[i];
+            values += entropy ? element(s, x.t[i], 1.0f, 0.0f, 0.0f, BCE, POWER_0).value : 0.0f;
+        }
+        counted = total = (float)n;
+    }
+    const float found[REGION_SUMS] = {both, predicted, true_, counted, values, total};
+    memcpy(sums, found, sizeof found);
+}
+
 /* sums: float [images * channels][6] */
 EXPORT void denseloss_region(REGION_ARGUMENTS, double *work, float *sums)
 {
@@ -31,7 +61,6 @@ EXPORT void denseloss_region(REGION_ARGUMENTS, double *work, float *sums)
 #pragma omp parallel for schedule(dynamic) num_threads(members)
     for (int64_t task = 0; task < rows * runs; task++) {
         block_space space;
-        float v[BLOCK];
         const int64_t begin = task % runs * REGION_RUN, end = least(begin + REGION_RUN, pixels);
         const int64_t origin = channel_start(task / runs, channels, pixels, last);
         double *row = work + task * REGION_SUMS;
@@ -39,41 +68,13 @@ EXPORT void denseloss_region(REGION_ARGUMENTS, double *work, float *sums)
         for (int64_t at = begin; at < end; at += BLOCK) {
             const int64_t n = least(BLOCK, end - at);
             const block x = cleared(&e, origin + at * stride, stride, n, &space);
-            float both = 0.0f, predicted = 0.0f, true_ = 0.0f, weights = 0.0f, values = 0.0f;
-            float counted = 0.0f;
-            if (kind != NO_TERM)
-                block_terms(kind, n, x.z, x.t, 0, a, g, v, 0);
-            if (x.w) {
-                SIMD_SUM(both, predicted, true_, weights, counted)
-                for (int64_t i = 0; i < n; i++) {
-                    const float wp = x.w[i] * sigmoid(x.z[i]).p;
-                    both += wp * x.t[i];
-                    predicted += wp;
-                    true_ += x.w[i] * x.t[i];
-                    weights += x.w[i];
-                    counted += x.w[i] != 0.0f ? 1.0f : 0.0f;
-                }
-            } else {
-                SIMD_SUM(both, predicted, true_)
-                for (int64_t i = 0; i < n; i++) {
-                    const float p = sigmoid(x.z[i]).p;
-                    both += p * x.t[i];
-                    predicted += p;
-                    true_ += x.t[i];
-                }
-                weights = counted = (float)n;
-            }
-            if (kind != NO_TERM) {
-                SIMD_SUM(values)
-                for (int64_t i = 0; i < n; i++)
-                    values += x.w ? x.w[i] * v[i] : v[i];
-            }
-            row[0] += both;
-            row[1] += predicted;
-            row[2] += true_;
-            row[3] += counted;
-            row[4] += values;
-            row[5] += weights;
+            float part[REGION_SUMS] = {0.0f};
+            if (entropy)
+                add_block(x, n, 1, part);
+            else
+                add_block(x, n, 0, part);
+            for (int j = 0; j < REGION_SUMS; j++)
+                row[j] += part[j];
         }
     }
     for (int64_t row = 0; row < rows; row++)
@@ -85,7 +86,7 @@ EXPORT void denseloss_region(REGION_ARGUMENTS, double *work, float *sums)
         }
 }
 
-/* upstream: float [images * channels][3], the gradients of w p t, w p and w v */
+/* upstream: float [images * channels][3], the gradients of w p t, w p and w BCE */
 EXPORT void denseloss_region_backward(REGION_ARGUMENTS, const float *upstream, void *grad)
 {
     const elements e = {logits, target, weight, ignore, dtype, target_dtype, ignores};
@@ -103,15 +104,12 @@ EXPORT void denseloss_region_backward(REGION_ARGUMENTS, const float *upstream, v
         for (int64_t at = begin; at < end; at += BLOCK) {
             const int64_t n = least(BLOCK, end - at), start = origin + at * stride;
             const block x = cleared(&e, start, stride, n, &space);
-            if (kind != NO_TERM)
-                block_terms(kind, n, x.z, x.t, 0, a, g, 0, d);
-            else
-                memset(d, 0, sizeof(float) * (size_t)n);
-            const float share = kind == NO_TERM ? 0.0f : value;
+            const float share = entropy ? value : 0.0f;
             SIMD
             for (int64_t i = 0; i < n; i++) {
                 const sides s = sigmoid(x.z[i]);
-                d[i] = FMA(share, d[i], FMA(both, x.t[i], predicted) * s.p * s.q);
+                const float t = x.t[i], slope = FMA(1.0f - t, s.p, -t * s.q);
+                d[i] = FMA(share, slope, FMA(both, t, predicted) * s.p * s.q);
             }
             if (x.w)
                 SIMD

@@ -252,8 +252,9 @@ EXPORT void denseloss_boxes(const void *boxes, int dtype, const void *target, in
     add_parts(parts, members, scale, sums);
 }
 
-/* Distribution focal loss of rows of `bins` logits. A block of rows is turned, so that the loops
- * over rows vectorise. space: bins * 128 floats for each thread. */
+/* Distribution focal loss of rows of `bins` logits. The exponentials of a block of rows are taken
+ * in one loop over all of its elements: rows of 17 would leave most of a vector idle.
+ * space: bins * 128 floats for each thread, twice. */
 #define ROWS 128
 
 EXPORT void denseloss_bins(const void *logits, int dtype, const float *target, const float *weight,
@@ -265,44 +266,49 @@ EXPORT void denseloss_bins(const void *logits, int dtype, const float *target, c
     double parts[MOST_THREADS][2];
 #pragma omp parallel for schedule(static) num_threads(members)
     for (int part = 0; part < members; part++) {
-        float *e = space + part * bins * ROWS;
-        float top[ROWS], sum[ROWS], low_z[ROWS], high_z[ROWS], share[ROWS], v[ROWS], factor[ROWS];
+        float *scratch = space + 2 * part * bins * ROWS, *RESTRICT e = scratch + bins * ROWS;
+        float low_z[ROWS], high_z[ROWS], share[ROWS], sum[ROWS], v[ROWS], factor[ROWS];
         int32_t low[ROWS], high[ROWS];
         const int64_t blocks = (count + ROWS - 1) / ROWS, end = blocks * (part + 1) / members;
+        const float last = (float)(bins - 1);
+        const int32_t most = bins > 1 ? (int32_t)bins - 2 : 0;
         parts[part][0] = parts[part][1] = 0.0;
         for (int64_t k = blocks * part / members; k < end; k++) {
-            const int64_t first = k * ROWS, n = least(ROWS, count - first);
+            const int64_t first = k * ROWS, n = least(ROWS, count - first), size = n * bins;
             const float *w = weight ? weight + first : 0;
-            for (int64_t j = 0; j < bins; j++)
-                read_into(e + j * ROWS, logits, dtype, first * bins + j, bins, n);
-            for (int64_t j = 0; w && j < bins; j++)
-                for (int64_t i = 0; i < n; i++)
-                    e[j * ROWS + i] = w[i] == 0.0f ? 0.0f : e[j * ROWS + i];
-            const float last = (float)(bins - 1);
+            const float *z = read(scratch, logits, dtype, first * bins, 1, size);
             for (int64_t i = 0; i < n; i++) {
-                const float given = w && w[i] == 0.0f ? 0.0f : target[first + i];
+                const int empty = w && w[i] == 0.0f;
+                const float given = empty ? 0.0f : target[first + i];
                 const float y = given < 0.0f ? 0.0f : given > last ? last : given; /* NaN stays */
-                const int32_t before = y == y ? (int32_t)y : 0, most = bins > 1 ? (int32_t)bins - 2 : 0;
+                const int32_t before = y == y ? (int32_t)y : 0;
                 low[i] = before > most ? most : before;
                 high[i] = low[i] + (bins > 1);
                 share[i] = y - (float)low[i];
-                top[i] = e[i];
-                sum[i] = low_z[i] = high_z[i] = 0.0f;
-            }
-            for (int64_t j = 1; j < bins; j++)
-                SIMD
-                for (int64_t i = 0; i < n; i++)
-                    top[i] = e[j * ROWS + i] > top[i] ? e[j * ROWS + i] : top[i];
-            for (int64_t j = 0; j < bins; j++) {
-                float *RESTRICT row = e + j * ROWS;
-                SIMD
-                for (int64_t i = 0; i < n; i++) {
-                    const float z = row[i] - top[i];
-                    low_z[i] = low[i] == (int32_t)j ? z : low_z[i];
-                    high_z[i] = high[i] == (int32_t)j ? z : high_z[i];
-                    row[i] = exp_(z);
-                    sum[i] += row[i];
+                const float *row = z + i * bins;
+                float *RESTRICT to = e + i * bins, top = row[0];
+                for (int64_t j = 1; j < bins; j++)
+                    top = row[j] > top ? row[j] : top;
+                if (empty) {
+                    memset(to, 0, sizeof(float) * (size_t)bins);
+                    low_z[i] = high_z[i] = 0.0f;
+                    continue;
                 }
+                for (int64_t j = 0; j < bins; j++)
+                    to[j] = row[j] - top;
+                low_z[i] = to[low[i]];
+                high_z[i] = to[high[i]];
+            }
+            SIMD
+            for (int64_t j = 0; j < size; j++)
+                e[j] = exp_(e[j]);
+            for (int64_t i = 0; i < n; i++) {
+                const float *row = e + i * bins;
+                float total = 0.0f;
+                SIMD_SUM(total)
+                for (int64_t j = 0; j < bins; j++)
+                    total += row[j];
+                sum[i] = total;
             }
             SIMD
             for (int64_t i = 0; i < n; i++)
@@ -311,17 +317,17 @@ EXPORT void denseloss_bins(const void *logits, int dtype, const float *target, c
             if (!grad)
                 continue;
             row_factors(factor, w, upstream, mapped, scale, first, n);
-            for (int64_t j = 0; j < bins; j++) {
-                float *RESTRICT row = e + j * ROWS;
-                SIMD
-                for (int64_t i = 0; i < n; i++) {
-                    float d = row[i] / sum[i];
-                    d -= low[i] == (int32_t)j ? 1.0f - share[i] : 0.0f;
-                    d -= high[i] == (int32_t)j ? share[i] : 0.0f;
-                    row[i] = factor[i] == 0.0f ? 0.0f : factor[i] * d;
-                }
-                write_from(row, grad, dtype, first * bins + j, bins, n);
+            for (int64_t i = 0; i < n; i++) {
+                float *RESTRICT row = e + i * bins;
+                const float f = factor[i], p = f / sum[i];
+                for (int64_t j = 0; j < bins; j++)
+                    row[j] *= p;
+                row[low[i]] -= f * (1.0f - share[i]);
+                row[high[i]] -= f * share[i];
+                if (f == 0.0f) /* void, whatever the target and the upstream hold */
+                    memset(row, 0, sizeof(float) * (size_t)bins);
             }
+            write_from(e, grad, dtype, first * bins, 1, size);
         }
     }
     add_parts(parts, members, scale, sums);

@@ -76,9 +76,12 @@ class Columns(torch.autograd.Function):
         values: bool,
         size: tuple[int, ...],
         align_corners: bool,
+        by_class: tuple[bool, ...],
     ) -> tuple[Tensor, ...]:
-        """Entropies [K], I and P [n c], values [n *s]; then counts [K], T [n c], weights [n 2]."""
-        options = (gamma, smoothing, ignore, overlap, values, size, align_corners)
+        """What is asked for, in this order: the K sums, or the ``values`` [n *s]; I and P [n c].
+
+        Then, without gradient, the K counts, T [n c] and the weights [n 2].
+        """
         entropy, sums, weights, each = torch.ops.denseloss.column(
             logits,
             target,
@@ -92,51 +95,45 @@ class Columns(torch.autograd.Function):
             size,
             align_corners,
         )
-        ctx.definition, ctx.options = definition, options
+        ctx.definition = definition
+        ctx.options = (gamma, smoothing, ignore, overlap, values, size, align_corners)
         ctx.save_for_backward(logits, target, weight, class_weight)
-        ctx.set_materialize_grads(False)
-        totals = entropy.sum(0)
-        both, predicted, true = sums.unbind(-1) if overlap else (sums, sums, sums)
-        count, true = totals[:, 1].clone(), true.clone()
-        ctx.mark_non_differentiable(count, true, weights)
-        return totals[:, 0].clone(), both.clone(), predicted.clone(), each, count, true, weights
+        # No output is a view of another: `loss += other` may write into it.
+        results, counts = [each] if values else [], []
+        if gamma and not values:
+            totals = entropy[0] if len(entropy) == 1 else entropy.sum(0)
+            results = [total[0].clone() for total in totals]
+            counts = [
+                total[1].clone() if classes else weights[:, 0].sum()
+                for total, classes in zip(totals, by_class, strict=True)
+            ]
+        if overlap:
+            both, predicted, true = (x.clone() for x in sums.unbind(-1))
+            results += [both, predicted]
+            counts.append(true)
+        ctx.mark_non_differentiable(*counts, weights)
+        return (*results, *counts, weights)
 
     @staticmethod
-    def backward(
-        ctx: Any,
-        entropy: Tensor | None,
-        both: Tensor | None,
-        predicted: Tensor | None,
-        each: Tensor | None,
-        *_: Tensor | None,
-    ) -> tuple[Any, ...]:
+    def backward(ctx: Any, *upstream: Tensor) -> tuple[Any, ...]:
         """The gradient by the logits."""
         logits, target, weight, class_weight = ctx.saved_tensors
-        nothing = (None,) * 11
-        upstream = entropy, both, predicted, each
+        gamma, smoothing, ignore, overlap, values, size, align_corners = ctx.options
+        nothing = (None,) * 12
+        terms = 1 if values else len(gamma)
         if torch.is_grad_enabled() and ctx.definition is not None:
             # With create_graph, the gradient must have a graph: that of the definition.
-            pairs = [
-                (value, up)
-                for value, up in zip(ctx.definition(logits), upstream, strict=True)
-                if up is not None and value.requires_grad
-            ]
-            outputs, ups = zip(*pairs, strict=True)
+            outputs = ctx.definition(logits)
+            ups = upstream[: len(outputs)]
             return (*torch.autograd.grad(outputs, logits, ups, create_graph=True), *nothing)
-        gamma, smoothing, ignore, overlap, values, size, align_corners = ctx.options
-        n, c = logits.shape[:2]
-        # Compiled, what no gradient reaches has one of zeros, not None.
-        sums = None
-        if overlap and (both is not None or predicted is not None):
-            zeros = logits.new_zeros(n, c, dtype=torch.float32)
-            sums = torch.stack(
-                [zeros if both is None else both, zeros if predicted is None else predicted], -1
-            ).float()
-        each = each.float().contiguous() if values and each is not None else None
-        if not gamma or each is not None:
-            entropy = None
-        if entropy is not None:
-            entropy = entropy.float().expand(n, len(gamma)).contiguous()
+        entropy = sums = each = None
+        if values:
+            each = upstream[0].float().contiguous()
+        elif terms:
+            up = upstream[0] if terms == 1 else torch.stack(upstream[:terms])
+            entropy = up.float().reshape(1, terms).expand(len(logits), terms).contiguous()
+        if overlap:
+            sums = torch.stack(upstream[terms : terms + 2], -1).float()
         grad = torch.ops.denseloss.column_backward(
             logits,
             target,
@@ -159,13 +156,12 @@ class Pass(NamedTuple):
 
     key: tuple[Any, ...]
     terms: tuple[Term, ...]
-    entropy: Tensor
-    count: Tensor
-    both: Tensor | None
-    predicted: Tensor | None
-    true: Tensor | None
+    values: Sequence[Tensor]
+    """the sum of each term, or the value of each pixel"""
+    counts: Sequence[Tensor]
+    overlap: Sequence[Tensor]
+    """I, P and T, [n c] each, where asked for"""
     weights: Tensor
-    values: Tensor
 
     def term(self, wanted: Term) -> int | None:
         """The place of a term among those of the pass."""
@@ -201,7 +197,7 @@ def _pixels(
     where = layout.scores(logits)
     if where is None or target.is_floating_point() or not plain(weight) or target.numel() == 0:
         return None
-    n, c = logits.shape[:2]
+    n = logits.shape[0]
     shape = (n, *target.shape[target.ndim - axes :]) if axes else (n,)
     size: tuple[int, ...] = ()
     if shape[1:] != logits.shape[2:]:
@@ -221,8 +217,9 @@ def _run(
     key: tuple[Any, ...],
     pixels: Pixels,
     terms: tuple[Term, ...],
-    overlap: bool,
     definition: Callable[[Tensor], tuple[Tensor, ...]],
+    *,
+    overlap: bool = False,
     values: bool = False,
 ) -> Pass:
     logits, target, weight, ignore, size, align_corners = pixels
@@ -233,7 +230,7 @@ def _run(
             [ones if t.class_weight is None else t.class_weight.float() for t in terms]
         )
     again = definition if learns(logits) and not torch.compiler.is_compiling() else None
-    entropy, both, predicted, each, count, true, weights = Columns.apply(
+    *results, weights = Columns.apply(
         logits,
         again,
         target,
@@ -246,27 +243,30 @@ def _run(
         values,
         size,
         align_corners,
+        tuple(t.by_class for t in terms),
     )
-    plain_count = weights[:, 0].sum() if any(not t.by_class for t in terms) else None
-    counts = (
-        torch.stack([count[k] if t.by_class else plain_count for k, t in enumerate(terms)])
-        if plain_count is not None
-        else count
-    )
-    sums = (both, predicted, true) if overlap else (None, None, None)
-    return Pass(key, terms, entropy, counts, *sums, weights, each)
+    k = len(terms)
+    if values:
+        return Pass(key, terms, results, [], [], weights)
+    both, counts = results[k : k + 2 * overlap], results[k + 2 * overlap :]
+    return Pass(key, terms, results[:k], counts[:k], [*both, *counts[k:]], weights)
 
 
 def _definition(
-    key: tuple[Any, ...], terms: tuple[Term, ...], overlap: bool, align_corners: bool, each: bool
+    key: tuple[Any, ...],
+    terms: tuple[Term, ...],
+    *,
+    overlap: bool = False,
+    align_corners: bool = False,
+    each: bool = False,
+    rows: bool = False,
 ) -> Callable[[Tensor], tuple[Tensor, ...]]:
     """What `Columns` returns, from the definitions; for gradients of gradients."""
     _, target, weight, ignore = key
 
     def run(z: Tensor) -> tuple[Tensor, ...]:
-        z = resized(z, target, align_corners)
+        z = resized(z.squeeze(0).t() if rows else z, target, align_corners)
         likely = reference("softmax_likelihood")(z, target, weight, ignore)
-        nothing = z.new_zeros(0)
         values = []
         for term in terms:
             focal = likely.miss**term.gamma * -likely.log_p
@@ -280,12 +280,11 @@ def _definition(
                 spread = -(cw * clear.log_softmax(1)).mean(1)
                 value = (1 - term.smoothing) * value + term.smoothing * spread
             values.append(likely.weight * value)
-        entropy = torch.stack([value.sum() for value in values]) if values else nothing
-        both = predicted = nothing
+        found = values if each else [value.sum() for value in values]
         if overlap:
             sums = reference("softmax_overlap")(z, target, weight, ignore, pool="image")
-            both, predicted = sums.both, sums.predicted
-        return entropy, both, predicted, values[0] if each else nothing
+            found += [sums.both, sums.predicted]
+        return tuple(found)
 
     return run
 
@@ -308,29 +307,19 @@ def _entropy(
 ) -> Tensor:
     """A loss that is one entropy term."""
     key = _key(logits, target, weight, ignore)
-    shared = _found(key) if reduction != "none" else None
-    at = shared.term(term) if shared is not None else None
-    if shared is not None and at is not None:
-        value, count = shared.entropy[at], shared.count[at]
-    else:
-        each = reduction == "none"
+    each = reduction == "none"
+    found = None if each else _found(key)
+    at = None if found is None else found.term(term)
+    if found is None or at is None:
         pixels = _pixels(logits, target, weight, ignore, alone=not each)
         if pixels is None or not plain(term.class_weight):
             return NotImplemented
-        definition = _definition(key, (term,), False, False, each)
-        if logits.ndim == 2 and not each:
-            whole = definition
-
-            def definition(z: Tensor) -> tuple[Tensor, ...]:
-                return whole(z.squeeze(0).t())
-
-        done = _run(key, pixels, (term,), False, definition, each)
-        if each:
-            return factor * done.values
-        value, count = done.entropy[0], done.count[0]
+        definition = _definition(key, (term,), each=each, rows=logits.ndim == 2 and not each)
+        found, at = _run(key, pixels, (term,), definition, values=each), 0
+    value = found.values[at]
     if factor != 1.0:
         value = factor * value
-    return value if reduction == "sum" else distributed.mean(value, count)
+    return value if reduction != "mean" else distributed.mean(value, found.counts[at])
 
 
 def _cross_entropy_term(
@@ -416,15 +405,13 @@ def overlap(
         return NotImplemented
     key = _key(logits, target, weight, ignore_index)
     found = _found(key)
-    if found is None or found.both is None:
+    if found is None or not found.overlap:
         pixels = _pixels(logits, target, weight, ignore_index)
         if pixels is None:
             return NotImplemented
-        found = _run(key, pixels, (), True, _definition(key, (), True, False, False))
-    both, predicted, true, weights = found.both, found.predicted, found.true, found.weights
-    present = weights[:, 1]
-    if both is None or predicted is None or true is None:  # for the type checker
-        return NotImplemented
+        found = _run(key, pixels, (), _definition(key, (), overlap=True), overlap=True)
+    both, predicted, true = found.overlap
+    present = found.weights[:, 1]
     if pool == "image":
         return Overlap(both, predicted, true, (present > 0).unsqueeze(1).expand(both.shape))
     both, predicted, true, present = (
@@ -441,6 +428,24 @@ REQUESTS: dict[str, Callable[..., Term | None]] = {
     "jaccard_loss": lambda **_: None,
     "tversky_loss": lambda **_: None,
 }
+
+
+class Group:
+    """The losses of a sum that one pass can serve: they count the same pixels."""
+
+    def __init__(self, weight: Tensor | None, ignore: int) -> None:
+        self.weight, self.ignore = weight, ignore
+        self.terms: list[Term] = []
+        self.overlap = False
+        self.asked = 0
+
+    def add(self, term: Term | None) -> None:
+        """One more loss, which asks for a term or for the overlap sums."""
+        self.asked += 1
+        if term is None:
+            self.overlap = True
+        elif not any(term.same(known) for known in self.terms):
+            self.terms.append(term)
 
 
 class Sharing:
@@ -468,7 +473,7 @@ def together(
     """`denseloss.primitives.together.together`: one pass for each void rule and weight."""
     if not isinstance(target, Tensor) or logits.ndim < 2 or target.is_floating_point():
         return NotImplemented
-    groups: list[tuple[Any, Any, list[Term], bool, int]] = []
+    groups: list[Group] = []
     served = 0
     for function, options in calls:
         request = REQUESTS.get(function.__name__)
@@ -479,36 +484,37 @@ def together(
             continue
         served += 1
         weight, ignore = options.get("weight"), options.get("ignore_index", -100)
-        for i, (known, label, terms, overlap, asked) in enumerate(groups):
-            if known is weight and label == ignore:
-                break
-        else:
-            i = len(groups)
-            groups.append((weight, ignore, [], False, 0))
-            known, label, terms, overlap, asked = groups[i]
-        if term is not None and not any(term.same(t) for t in terms):
-            terms = [*terms, term]
-        groups[i] = (weight, ignore, terms, overlap or term is None, asked + 1)
+        group = None
+        for known in groups:
+            if known.weight is weight and known.ignore == ignore:
+                group = known
+        if group is None:
+            group = Group(weight, ignore)
+            groups.append(group)
+        group.add(term)
     axes = logits.ndim - 2
     small = axes > 0 and target.shape[target.ndim - axes :] != logits.shape[2:]
     if small and (served < len(calls) or axes != 2):
         # A loss that needs the logits at full size is there: then they are made for all.
         return NotImplemented
     ahead = []
-    for weight, ignore, terms, overlap, asked in groups:
-        if asked > 1 or small:
-            pixels = _pixels(logits, target, weight, ignore, align_corners=align_corners)
-            if pixels is None or len(terms) > 8:
+    for group in groups:
+        if group.asked > 1 or small:
+            pixels = _pixels(
+                logits, target, group.weight, group.ignore, align_corners=align_corners
+            )
+            if pixels is None:
                 return NotImplemented
-            ahead.append((weight, ignore, pixels, tuple(terms), overlap))
+            ahead.append((group, pixels))
     # Of full size, but without memory: the losses inside only look at its shape, and find the pass.
     stand_in = logits
     if small:
         size = target.shape[target.ndim - axes :]
         stand_in = logits.detach().new_zeros(()).expand(*logits.shape[:2], *size)
     passes = []
-    for weight, ignore, pixels, terms, overlap in ahead:
-        key = _key(stand_in, target, weight, ignore)
-        definition = _definition(key, terms, overlap, align_corners, False)
-        passes.append(_run(key, pixels, terms, overlap, definition))
+    for group, pixels in ahead:
+        key = _key(stand_in, target, group.weight, group.ignore)
+        terms, overlap = tuple(group.terms), group.overlap
+        definition = _definition(key, terms, overlap=overlap, align_corners=align_corners)
+        passes.append(_run(key, pixels, terms, definition, overlap=overlap))
     return Sharing(stand_in, passes)

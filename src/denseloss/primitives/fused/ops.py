@@ -9,7 +9,7 @@ float32, float16 or bfloat16. ``weight``, ``class_weight``, ``score``, ``upstrea
 are float32. Nothing is ever written into an input. An element is *void* where its label or target
 is ``ignore``, or its weight is 0: whatever it holds (NaN too), it adds exactly 0 to every sum and
 gets exactly 0 as value and gradient. A label that is neither void nor a class makes the weight of
-its pixel NaN, and so does a target outside (-0.5, 1.5) that is not void for its own value.
+its pixel NaN; a dense target outside (-0.5, 1.5) that is not void counts as NaN itself.
 
 Layouts: ``logits`` are *dense* (a permutation of a contiguous tensor); ``target``, ``weight`` and
 ``upstream`` maps of the same shape have the same strides. For `column` and `region` they are
@@ -56,9 +56,9 @@ column_backward: the gradient, like the logits (of the small logits where ``size
     or, with upstream [n *s] (K = 1, grad_entropy and grad_sums None), of sum upstream w v_0.
 
 region: sums over the pixels of each channel of logits [n c *s]
-    target, weight and ignore as for pointwise with dense targets; kind, a, g too, or kind -1.
+    target, weight and ignore as for pointwise with dense targets; v is the BCE.
     Returns [n c 6]: I = sum w p t, P = sum w p, T = sum w t, the number of elements that are not
-    void, sum w v (0 for kind -1), sum w.
+    void, sum w v (0 without ``entropy``), sum w.
 region_backward: the gradient of sum grad[n c 3] * (I, P, sum w v), like the logits.
 
 edge: window means of target [n c h w], contiguous, same dtypes as for pointwise
@@ -101,10 +101,10 @@ SCHEMAS = {
     "column_backward": "(Tensor logits, Tensor target, Tensor? weight, Tensor? class_weight, "
     "float[] gamma, float[] smoothing, int ignore, Tensor? grad_entropy, Tensor? grad_sums, "
     "Tensor? upstream, SymInt[] size, bool align_corners) -> Tensor",
-    "region": "(Tensor logits, Tensor target, Tensor? weight, float? ignore, int kind, float a, "
-    "float g) -> Tensor",
-    "region_backward": "(Tensor logits, Tensor target, Tensor? weight, float? ignore, int kind, "
-    "float a, float g, Tensor grad) -> Tensor",
+    "region": "(Tensor logits, Tensor target, Tensor? weight, float? ignore, bool entropy) "
+    "-> Tensor",
+    "region_backward": "(Tensor logits, Tensor target, Tensor? weight, float? ignore, "
+    "bool entropy, Tensor grad) -> Tensor",
     "edge": "(Tensor target, Tensor? weight, float? ignore, float gamma, int window, bool inside) "
     "-> Tensor",
     "association": "(Tensor probability, Tensor image, float radius, float sigma_intensity, "
@@ -198,7 +198,5 @@ _FAKES: dict[str, Callable[..., Any]] = {
     "edge": lambda target, *_: torch.empty_like(target, dtype=torch.float32),
     "association": _association,
     "association_backward": _like,
-    "label_count": lambda target, weight, ignore, classes: target.new_empty(
-        classes, dtype=torch.float32
-    ),
+    "label_count": lambda target, *rest: target.new_empty(rest[-1], dtype=torch.float32),
 }

@@ -17,11 +17,9 @@ from denseloss.primitives.overlap import Overlap
 
 __all__ = ["box_mean", "edge_sums", "overlap"]
 
-NO_TERM, BCE = -1, 0
-
 
 class Regions(torch.autograd.Function):
-    """I, P and the weighted sum of a pointwise loss, with their gradient in one pass."""
+    """I, P and the weighted BCE, with their gradient in one pass."""
 
     @staticmethod
     def forward(
@@ -31,11 +29,11 @@ class Regions(torch.autograd.Function):
         target: Tensor,
         weight: Tensor | None,
         ignore: float | None,
-        kind: int,
+        entropy: bool,
     ) -> tuple[Tensor, ...]:
-        """[n c] each: I, P, sum w v; then T, how many are not void, sum w."""
-        sums = torch.ops.denseloss.region(logits, target, weight, ignore, kind, 1.0, 0.0)
-        ctx.definition, ctx.options = definition, (ignore, kind)
+        """[n c] each: I, P, sum w BCE; then T, how many are not void, sum w."""
+        sums = torch.ops.denseloss.region(logits, target, weight, ignore, entropy)
+        ctx.definition, ctx.options = definition, (ignore, entropy)
         ctx.save_for_backward(logits, target, weight)
         both, predicted, true, present, value, total = (x.clone() for x in sums.unbind(-1))
         ctx.mark_non_differentiable(true, present, total)
@@ -51,10 +49,10 @@ class Regions(torch.autograd.Function):
             outputs = ctx.definition(logits)
             upstream = (both, predicted, value)[: len(outputs)]
             return (*torch.autograd.grad(outputs, logits, upstream, create_graph=True), *nothing)
-        ignore, kind = ctx.options
+        ignore, entropy = ctx.options
         upstream = torch.stack([both, predicted, value], -1)
         grad = torch.ops.denseloss.region_backward(
-            logits, target, weight, ignore, kind, 1.0, 0.0, upstream
+            logits, target, weight, ignore, entropy, upstream
         )
         return (grad, *nothing)
 
@@ -64,7 +62,7 @@ def run(
     target: Tensor,
     weight: Tensor | None,
     ignore: float | None,
-    kind: int,
+    entropy: bool,
     definition: Callable[[Tensor], tuple[Tensor, ...]],
 ) -> tuple[Tensor, ...] | None:
     """The sums of each channel of logits [n c *s]; None where the operators do not take them."""
@@ -74,7 +72,7 @@ def run(
     given = layout.masks(target, logits, where)
     counted = None if weight is None else layout.alike(weight.float(), logits, where)
     again = definition if learns(logits) and not torch.compiler.is_compiling() else None
-    return Regions.apply(logits, again, given, counted, ignore, kind)  # type: ignore[no-any-return]
+    return Regions.apply(logits, again, given, counted, ignore, entropy)  # type: ignore[no-any-return]
 
 
 def overlap(
@@ -94,7 +92,7 @@ def overlap(
 
     if threshold is not None or not isinstance(target, Tensor):
         return NotImplemented
-    done = run(logits, target, weight, ignore_index, NO_TERM, definition)
+    done = run(logits, target, weight, ignore_index, False, definition)
     if done is None:
         return NotImplemented
     both, predicted, _, true, present, _ = done
@@ -156,13 +154,13 @@ def edge_sums(
         assert entropy is not None
         return 0 * entropy, 0 * entropy, entropy  # the sums of the overlap are not used
 
-    done = run(logits, given, edges, ignore_index, BCE, definition)
+    done = run(logits, given, edges, ignore_index, True, definition)
     if done is None:
         return NotImplemented
     both, predicted, entropy, true, present, total = done
     plain_entropy = plain_total = None
     if plain:
-        alone = run(logits, given, counted, ignore_index, BCE, plain_definition)
+        alone = run(logits, given, counted, ignore_index, True, plain_definition)
         if alone is None:
             return NotImplemented
         plain_entropy, plain_total = alone[2], alone[5]

@@ -44,24 +44,30 @@ class Rows(torch.autograd.Function):
         each: bool,
         scale: float,
         ahead: bool,
+        counted: bool,
         *rest: Any,
-    ) -> tuple[Tensor, Tensor]:
-        """``scale`` times the sum, or each value where ``each``; and the sum of the weights."""
+    ) -> Any:
+        """``scale`` times the sum, or each value; where ``counted``, the sum of the weights, too."""
         operator = getattr(torch.ops.denseloss, name)
         sums, values, grad = operator(logits, *rest, None, scale, not each, each, ahead)
         ctx.definition, ctx.name, ctx.each, ctx.scale = definition, name, each, scale
         ctx.grad = grad if ahead else None
         ctx.numbers = [None if isinstance(x, Tensor) else (x,) for x in rest]
         ctx.save_for_backward(logits, *[x for x in rest if isinstance(x, Tensor)])
-        count = values.new_zeros(()) if each else sums[1].clone()
+        if each:
+            return values
+        value = sums[0].clone()  # no view: `loss += other` writes into it
+        if not counted:
+            return value
+        count = sums[1].clone()
         ctx.mark_non_differentiable(count)
-        return values if each else sums[0].clone(), count
+        return value, count
 
     @staticmethod
-    def backward(ctx: Any, upstream: Tensor, _: Tensor) -> tuple[Any, ...]:
+    def backward(ctx: Any, upstream: Tensor, *_: Tensor) -> tuple[Any, ...]:
         """The gradient by the logits."""
         logits, *tensors = ctx.saved_tensors
-        nothing = (None,) * (5 + len(ctx.numbers))
+        nothing = (None,) * (6 + len(ctx.numbers))
         if torch.is_grad_enabled() and ctx.definition is not None:
             # With create_graph, the gradient must have a graph: that of the definition.
             value = ctx.definition(logits)
@@ -110,10 +116,13 @@ def _reduced(
         return value if each else scale * value
 
     again = definition if learning and not compiling else None
-    value, count = Rows.apply(logits, again, name, each, scale, ahead, *rest)
-    if each or known or reduction == "sum":
-        return value  # type: ignore[no-any-return]
-    return distributed.mean(value, count if weighted else rows)
+    counted = weighted and reduction == "mean"
+    result = Rows.apply(logits, again, name, each, scale, ahead, counted, *rest)
+    if counted:
+        return distributed.mean(*result)
+    if reduction == "mean" and not known:
+        return distributed.mean(result, rows)
+    return result  # type: ignore[no-any-return]
 
 
 def _pointwise(

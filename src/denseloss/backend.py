@@ -1,10 +1,10 @@
 """Which version of a primitive or of a whole loss runs.
 
-One table and one override. Each primitive, and each loss that is one pass over its inputs, registers
-its definition (plain torch, ``"reference"``) with `primitive`; a fast version registers itself under
-the name of its backend with `implement`. By default the fast version of the tensor's device runs
-where there is one, else the definition; and the definition also runs where the fast version answers
-`NotImplemented`: for float64, for a weight that needs a gradient, under `torch.func`, and so on.
+One table and one override. Each primitive, and each loss that is one pass over its inputs,
+registers its definition (plain torch, ``"reference"``) with `primitive`; a fast version registers
+itself under the name of its backend with `implement`. By default the fast version of the tensor's
+device runs where there is one, else the definition. The definition also runs where the fast
+version answers None: for float64, for a weight that needs a gradient, under `torch.func`, and so on.
 
     with backend.use("reference"):  # force the definition, to test or to debug
         loss = dice_loss(logits, target)
@@ -42,7 +42,7 @@ def _load(name: str) -> None:
     try:
         # Statements, not importlib: torch.compile runs these where it meets them.
         if name == "cpu":
-            import denseloss.primitives.cpu
+            import denseloss.primitives.cpu.operators
         else:
             import denseloss.primitives.cuda  # noqa: F401
     except (ImportError, RuntimeError) as error:
@@ -77,7 +77,7 @@ def primitive(definition: Callable[P, R]) -> Callable[P, R]:
         version = versions.get(name)
         if version is not None:
             result = version(*args, **kwargs)
-            if result is not NotImplemented:
+            if result is not None:
                 return cast(R, result)
         return definition(*args, **kwargs)
 

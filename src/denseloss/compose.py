@@ -114,9 +114,7 @@ def _are_tensors(*tensors: Any) -> bool:
 def _calls(criterion: nn.Module, options: dict[str, Any]) -> list[Call]:
     """The loss functions that a criterion will call, with their options."""
     if isinstance(criterion, WeightedSum):
-        return [
-            call for _, _, loss in criterion.named_terms() for call in _calls(loss, options)
-        ]
+        return [call for _, _, loss in criterion.named_terms() for call in _calls(loss, options)]
     if isinstance(criterion, LossModule):
         own = {name: getattr(criterion, name) for name in criterion.options}
         return [(type(criterion).function, {**own, **options})]

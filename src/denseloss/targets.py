@@ -47,5 +47,5 @@ class ClassScores(NamedTuple):
         return torch.where(outside, torch.nan, torch.where(here, score, 0))
 
     def void(self, ignore_index: int | None) -> Tensor | None:
-        """bool [*s 1]: the places that do not count; None where all do."""
+        """The places that do not count, bool [*s 1]; None where all do."""
         return None if ignore_index is None else (self.label == ignore_index).unsqueeze(-1)

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from denseloss.backend import primitive
 from denseloss.primitives import void
+from denseloss.targets import ClassScores
 
 __all__ = [
     "Bernoulli",
@@ -103,7 +104,10 @@ class Bernoulli(NamedTuple):
 
 @primitive
 def sigmoid_likelihood(
-    logits: Tensor, target: Tensor, weight: Tensor | None, ignore_index: int | None = None
+    logits: Tensor,
+    target: Tensor | ClassScores,
+    weight: Tensor | None,
+    ignore_index: int | None = None,
 ) -> Bernoulli:
     """The log-probabilities of yes and no for each element."""
     z, target, weight = void.elements(logits, target, weight, ignore_index)

@@ -43,7 +43,11 @@ class Together:
 
 @primitive
 def together(
-    logits: Tensor, target: Tensor, calls: Sequence[Call], *, align_corners: bool = False
+    logits: Tensor,
+    target: Tensor,
+    calls: Sequence[Call],  # noqa: ARG001 - for fast versions
+    *,
+    align_corners: bool = False,
 ) -> AbstractContextManager[Tensor]:
     """A context whose value stands for the logits at the target's size.
 
@@ -53,10 +57,10 @@ def together(
         calls: the losses that will be called inside, with the value of the context and the target.
         align_corners: as in `torch.nn.functional.interpolate`.
     """
-    return Together(resized(logits, target, align_corners))
+    return Together(resized(logits, target, align_corners=align_corners))
 
 
-def resized(logits: Tensor, target: Tensor, align_corners: bool) -> Tensor:
+def resized(logits: Tensor, target: Tensor, *, align_corners: bool) -> Tensor:
     """The logits at the target's size, in full precision where they change."""
     axes = logits.ndim - 2
     size = target.shape[target.ndim - axes :]

@@ -1,4 +1,4 @@
-"""The operators of `denseloss.primitives.fused.ops` in C."""
+"""The operators of `denseloss.primitives.fused.ops` in C. Importing this offers them."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from denseloss.primitives import fused
 from denseloss.primitives.cpu import library
-
-__all__ = ["versions"]
+from denseloss.primitives.fused import ops
 
 # The order of `enum dtype` in elements.h.
 CODES = {
@@ -558,16 +558,20 @@ def label_count(target: Tensor, weight: Tensor | None, ignore: int, classes: int
     return result
 
 
-versions: dict[str, Callable[..., Any]] = {
-    "pointwise": pointwise,
-    "boxes": boxes,
-    "bins": bins,
-    "column": column,
-    "column_backward": column_backward,
-    "region": region,
-    "region_backward": region_backward,
-    "edge": edge,
-    "association": association,
-    "association_backward": association_backward,
-    "label_count": label_count,
-}
+ops.implement(
+    "CPU",
+    {
+        "pointwise": pointwise,
+        "boxes": boxes,
+        "bins": bins,
+        "column": column,
+        "column_backward": column_backward,
+        "region": region,
+        "region_backward": region_backward,
+        "edge": edge,
+        "association": association,
+        "association_backward": association_backward,
+        "label_count": label_count,
+    },
+)
+fused.register("cpu")

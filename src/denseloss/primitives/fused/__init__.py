@@ -1,17 +1,20 @@
 """Fast versions: operators of one pass, and the autograd Functions over them.
 
 `register` puts them into the table of `denseloss.backend`. Each has the arguments of what it stands
-for, and answers `NotImplemented` where its operators do not take them.
+for, and answers None where its operators do not take them.
 """
 
 from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
 
 from denseloss.backend import implement
 from denseloss.primitives.fused import affinity, column, region, rows
 
 __all__ = ["register"]
 
-VERSIONS = {
+VERSIONS: dict[str, Callable[..., Any]] = {
     "association": affinity.association,
     "balanced_cross_entropy_loss": column.balanced_cross_entropy,
     "binary_cross_entropy_loss": rows.binary_cross_entropy,

@@ -52,7 +52,7 @@ class Ties(torch.autograd.Function):
 
 def association(
     probability: Tensor, image: Tensor, *, radius: float, sigma_intensity: float, sigma_space: float
-) -> Association:
+) -> Association | None:
     """`denseloss.primitives.affinity.association`."""
     if (
         probability.ndim != 4
@@ -60,7 +60,7 @@ def association(
         or probability.numel() == 0
         or not plain(image)
     ):
-        return NotImplemented
+        return None
 
     def definition(p: Tensor) -> Association:
         found: Association = reference("association")(

@@ -265,7 +265,7 @@ def _definition(
     _, target, weight, ignore = key
 
     def run(z: Tensor) -> tuple[Tensor, ...]:
-        z = resized(z.squeeze(0).t() if rows else z, target, align_corners)
+        z = resized(z.squeeze(0).t() if rows else z, target, align_corners=align_corners)
         likely = reference("softmax_likelihood")(z, target, weight, ignore)
         values = []
         for term in terms:
@@ -304,7 +304,7 @@ def _entropy(
     ignore: int | None,
     reduction: str,
     factor: float = 1.0,
-) -> Tensor:
+) -> Tensor | None:
     """A loss that is one entropy term."""
     key = _key(logits, target, weight, ignore)
     each = reduction == "none"
@@ -313,7 +313,7 @@ def _entropy(
     if found is None or at is None:
         pixels = _pixels(logits, target, weight, ignore, alone=not each)
         if pixels is None or not plain(term.class_weight):
-            return NotImplemented
+            return None
         definition = _definition(key, (term,), each=each, rows=logits.ndim == 2 and not each)
         found, at = _run(key, pixels, (term,), definition, values=each), 0
     value = found.values[at]
@@ -341,7 +341,7 @@ def cross_entropy(
     weight: Tensor | None = None,
     ignore_index: int = -100,
     reduction: str = "mean",
-) -> Tensor:
+) -> Tensor | None:
     """`cross_entropy_loss`."""
     term = _cross_entropy_term(class_weight, label_smoothing)
     return _entropy(term, logits, target, weight, ignore_index, reduction)
@@ -356,7 +356,7 @@ def focal(
     weight: Tensor | None = None,
     ignore_index: int = -100,
     reduction: str = "mean",
-) -> Tensor:
+) -> Tensor | None:
     """`focal_loss`."""
     factor = 1.0 if alpha is None or isinstance(alpha, Tensor) else alpha
     term = _focal_term(gamma, alpha)
@@ -370,11 +370,11 @@ def balanced_cross_entropy(
     weight: Tensor | None = None,
     ignore_index: int = -100,
     reduction: str = "mean",
-) -> Tensor:
+) -> Tensor | None:
     """`balanced_cross_entropy_loss`."""
     pixels = _pixels(logits, target, weight, ignore_index)
     if pixels is None:
-        return NotImplemented
+        return None
     count = torch.ops.denseloss.label_count(
         pixels.target, pixels.weight, pixels.ignore, logits.shape[1]
     )
@@ -399,16 +399,16 @@ def overlap(
     *,
     pool: str,
     threshold: float | None = None,
-) -> Overlap:
+) -> Overlap | None:
     """`softmax_overlap`."""
     if threshold is not None:
-        return NotImplemented
+        return None
     key = _key(logits, target, weight, ignore_index)
     found = _found(key)
     if found is None or not found.overlap:
         pixels = _pixels(logits, target, weight, ignore_index)
         if pixels is None:
-            return NotImplemented
+            return None
         found = _run(key, pixels, (), _definition(key, (), overlap=True), overlap=True)
     both, predicted, true = found.overlap
     present = found.weights[:, 1]
@@ -469,10 +469,10 @@ class Sharing:
 
 def together(
     logits: Tensor, target: Tensor, calls: Sequence[Call], *, align_corners: bool = False
-) -> AbstractContextManager[Tensor]:
+) -> AbstractContextManager[Tensor] | None:
     """`denseloss.primitives.together.together`: one pass for each void rule and weight."""
     if not isinstance(target, Tensor) or logits.ndim < 2 or target.is_floating_point():
-        return NotImplemented
+        return None
     groups: list[Group] = []
     served = 0
     for function, options in calls:
@@ -496,7 +496,7 @@ def together(
     small = axes > 0 and target.shape[target.ndim - axes :] != logits.shape[2:]
     if small and (served < len(calls) or axes != 2):
         # A loss that needs the logits at full size is there: then they are made for all.
-        return NotImplemented
+        return None
     ahead = []
     for group in groups:
         if group.asked > 1 or small:
@@ -504,7 +504,7 @@ def together(
                 logits, target, group.weight, group.ignore, align_corners=align_corners
             )
             if pixels is None:
-                return NotImplemented
+                return None
             ahead.append((group, pixels))
     # Of full size, but without memory: the losses inside only look at its shape, and find the pass.
     stand_in = logits

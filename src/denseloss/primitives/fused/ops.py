@@ -123,19 +123,25 @@ def define() -> None:
     global _library
     if _library is not None:
         return
-    _library = torch.library.Library("denseloss", "DEF")
+    _library = _opened("DEF")
     for name, schema in SCHEMAS.items():
-        _library.define(name + schema, tags=(torch.Tag.pt2_compliant_tag,))
+        _library.define(  # type: ignore[no-untyped-call]
+            name + schema, tags=(torch.Tag.pt2_compliant_tag,)
+        )
         torch.library.register_fake(f"denseloss::{name}", _FAKES[name], lib=_library)
 
 
 def implement(key: str, versions: dict[str, Callable[..., Any]]) -> None:
     """Implement operators for a dispatch key, ``"CPU"`` or ``"CUDA"``."""
     define()
-    library = torch.library.Library("denseloss", "IMPL", key)
+    library = _opened("IMPL", key)
     for name, version in versions.items():
-        library.impl(name, version)
+        library.impl(name, version)  # type: ignore[no-untyped-call]
     _implementations.append(library)
+
+
+def _opened(kind: str, key: str = "") -> torch.library.Library:
+    return torch.library.Library("denseloss", kind, key)  # type: ignore[no-untyped-call]
 
 
 def _rows(rows: Tensor, scores: Tensor, *, sums: bool, values: bool, grad: bool) -> tuple[Any, ...]:

@@ -47,8 +47,8 @@ class Regions(torch.autograd.Function):
         if torch.is_grad_enabled() and ctx.definition is not None:
             # With create_graph, the gradient must have a graph: that of the definition.
             outputs = ctx.definition(logits)
-            upstream = (both, predicted, value)[: len(outputs)]
-            return (*torch.autograd.grad(outputs, logits, upstream, create_graph=True), *nothing)
+            ups = (both, predicted, value)[: len(outputs)]
+            return (*torch.autograd.grad(outputs, logits, ups, create_graph=True), *nothing)
         ignore, entropy = ctx.options
         upstream = torch.stack([both, predicted, value], -1)
         grad = torch.ops.denseloss.region_backward(
@@ -83,7 +83,7 @@ def overlap(
     *,
     pool: str,
     threshold: float | None = None,
-) -> Overlap:
+) -> Overlap | None:
     """`sigmoid_overlap`."""
 
     def definition(z: Tensor) -> tuple[Tensor, ...]:
@@ -91,10 +91,10 @@ def overlap(
         return sums.both, sums.predicted
 
     if threshold is not None or not isinstance(target, Tensor):
-        return NotImplemented
+        return None
     done = run(logits, target, weight, ignore_index, False, definition)
     if done is None:
-        return NotImplemented
+        return None
     both, predicted, _, true, present, _ = done
     if pool == "image":
         return Overlap(both, predicted, true, present > 0)
@@ -104,7 +104,7 @@ def overlap(
     return Overlap(both, predicted, true, present > 0)
 
 
-def box_mean(x: Tensor, window: int, *, border: str) -> Tensor:
+def box_mean(x: Tensor, window: int, *, border: str) -> Tensor | None:
     """`denseloss.primitives.windows.box_mean`."""
     if (
         x.ndim != 4
@@ -113,8 +113,9 @@ def box_mean(x: Tensor, window: int, *, border: str) -> Tensor:
         or layout.scores(x) != "first"
         or not plain(x)
     ):
-        return NotImplemented
-    return torch.ops.denseloss.edge(x, None, None, -1.0, window, border == "valid").to(x.dtype)
+        return None
+    mean: Tensor = torch.ops.denseloss.edge(x, None, None, -1.0, window, border == "valid")
+    return mean.to(x.dtype)
 
 
 def edge_sums(
@@ -126,7 +127,7 @@ def edge_sums(
     gamma: float,
     window: int,
     plain: bool,
-) -> EdgeSums:
+) -> EdgeSums | None:
     """`denseloss.primitives.edges.edge_sums`."""
     if (
         logits.ndim != 4
@@ -134,7 +135,7 @@ def edge_sums(
         or layout.scores(logits) != "first"
         or not layout.plain(target, weight)
     ):
-        return NotImplemented
+        return None
     given = layout.masks(target, logits, "first")
     counted = None if weight is None else layout.alike(weight.float(), logits, "first")
     edges = torch.ops.denseloss.edge(given, counted, ignore_index, gamma, window, False)
@@ -156,13 +157,13 @@ def edge_sums(
 
     done = run(logits, given, edges, ignore_index, True, definition)
     if done is None:
-        return NotImplemented
+        return None
     both, predicted, entropy, true, present, total = done
     plain_entropy = plain_total = None
     if plain:
         alone = run(logits, given, counted, ignore_index, True, plain_definition)
         if alone is None:
-            return NotImplemented
+            return None
         plain_entropy, plain_total = alone[2], alone[5]
     return EdgeSums(
         Overlap(both, predicted, true, present > 0), entropy, total, plain_entropy, plain_total

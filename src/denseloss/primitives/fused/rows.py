@@ -47,7 +47,7 @@ class Rows(torch.autograd.Function):
         counted: bool,
         *rest: Any,
     ) -> Any:
-        """``scale`` times the sum, or each value; where ``counted``, the sum of the weights, too."""
+        """``scale`` times the sum, or each value; where ``counted``, the sum of weights, too."""
         operator = getattr(torch.ops.denseloss, name)
         sums, values, grad = operator(logits, *rest, None, scale, not each, each, ahead)
         ctx.definition, ctx.name, ctx.each, ctx.scale = definition, name, each, scale
@@ -112,7 +112,7 @@ def _reduced(
     ahead = learning and not each and not compiling and logits.dtype != torch.float16
 
     def definition(z: Tensor) -> Tensor:
-        value = reference(loss)(z, *arguments, **options, reduction="none" if each else "sum")
+        value: Tensor = reference(loss)(z, *arguments, **options, reduction="none" if each else "sum")
         return value if each else scale * value
 
     again = definition if learning and not compiling else None
@@ -138,11 +138,11 @@ def _pointwise(
     ignore_index: int | None = None,
     channels: Tensor | None = None,
     **options: Any,
-) -> Tensor:
-    """A loss of single logits; NotImplemented where it is not one for the operator."""
+) -> Tensor | None:
+    """A loss of single logits; None where it is not one for the operator."""
     where = layout.scores(logits)
     if where is None:
-        return NotImplemented
+        return None
     score = None
     full = weight
     if isinstance(target, ClassScores):
@@ -152,7 +152,7 @@ def _pointwise(
             or not plain(score, weight)
             or (weight is not None and weight.shape[-1] != 1)
         ):
-            return NotImplemented
+            return None
         rows = logits.shape[:-1]
         given = layout.labels(label, rows)
         score = layout.weights(score, rows)
@@ -160,7 +160,7 @@ def _pointwise(
             full = weight.squeeze(-1).expand(rows).float().contiguous()
     else:
         if not plain(target, weight, channels):
-            return NotImplemented
+            return None
         given = layout.masks(target, logits, where)
         if weight is not None:
             full = layout.alike(weight.float(), logits, where)
@@ -196,12 +196,12 @@ def binary_cross_entropy(
     weight: Tensor | None = None,
     ignore_index: int | None = None,
     reduction: str = "mean",
-) -> Tensor:
+) -> Tensor | None:
     """`binary_cross_entropy_loss`."""
     channels = None
     if isinstance(pos_weight, Tensor):
         if pos_weight.numel() != 1 and pos_weight.shape != logits.shape[1:2]:
-            return NotImplemented
+            return None
         channels = pos_weight.reshape(-1).expand(logits.shape[1]).contiguous()
     return _pointwise(
         "binary_cross_entropy_loss",
@@ -227,7 +227,7 @@ def binary_focal(
     weight: Tensor | None = None,
     ignore_index: int | None = None,
     reduction: str = "mean",
-) -> Tensor:
+) -> Tensor | None:
     """`binary_focal_loss`."""
     return _pointwise(
         "binary_focal_loss",
@@ -252,7 +252,7 @@ def quality_focal(
     alpha: float | None = None,
     weight: Tensor | None = None,
     reduction: str = "mean",
-) -> Tensor:
+) -> Tensor | None:
     """`quality_focal_loss`."""
     return _pointwise(
         "quality_focal_loss",
@@ -277,7 +277,7 @@ def varifocal(
     detach_weight: bool = False,
     weight: Tensor | None = None,
     reduction: str = "mean",
-) -> Tensor:
+) -> Tensor | None:
     """`varifocal_loss`."""
     return _pointwise(
         "varifocal_loss",
@@ -298,7 +298,7 @@ def _row_weights(weight: Tensor | None, rows: torch.Size) -> Tensor | None:
     return None if weight is None else weight.float().expand(rows).contiguous()
 
 
-def box_losses(kind: str) -> Callable[..., Tensor]:
+def box_losses(kind: str) -> Callable[..., Tensor | None]:
     """`iou_loss`, `giou_loss`, `diou_loss` or `ciou_loss`."""
     number = ["iou", "giou", "diou", "ciou"].index(kind)
 
@@ -309,9 +309,9 @@ def box_losses(kind: str) -> Callable[..., Tensor]:
         fmt: str = "xyxy",
         weight: Tensor | None = None,
         reduction: str = "mean",
-    ) -> Tensor:
+    ) -> Tensor | None:
         if layout.scores(boxes) != "first" or not plain(target_boxes, weight):
-            return NotImplemented
+            return None
         target = target_boxes if target_boxes.dtype in layout.WIDTHS else target_boxes.float()
         rows = boxes.shape[:-1]
         return _reduced(
@@ -338,10 +338,10 @@ def distribution_focal(
     *,
     weight: Tensor | None = None,
     reduction: str = "mean",
-) -> Tensor:
+) -> Tensor | None:
     """`distribution_focal_loss`."""
     if layout.scores(logits) != "first" or not plain(target, weight):
-        return NotImplemented
+        return None
     rows = logits.shape[:-1]
     return _reduced(
         "distribution_focal_loss",

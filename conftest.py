@@ -1,7 +1,18 @@
-"""What every test shares. The examples in docstrings find torch without importing it each time."""
+"""What every test shares: names and seeds, and which modules can be looked through for examples."""
+
+import importlib.util
 
 import pytest
 import torch
+
+from denseloss import backend
+
+# Modules of a backend that is not on this machine cannot be imported to look for examples.
+collect_ignore_glob = []
+if importlib.util.find_spec("triton") is None:
+    collect_ignore_glob.append("src/denseloss/primitives/cuda/*")
+if "cpu" in backend.missing():
+    collect_ignore_glob.append("src/denseloss/primitives/cpu/operators.py")
 
 
 @pytest.fixture(autouse=True)

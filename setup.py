@@ -31,8 +31,8 @@ PACKAGE = SOURCES.relative_to("src")
 # whole process to zero. Never -march=native: a wheel runs on other machines than its builder.
 FLAGS = [
     *("-O3", "-std=c11", "-fPIC", "-shared", "-fvisibility=hidden"),
-    *("-ffp-contract=off",  # fused only where FMA says so, see numbers.h
-    "-fno-math-errno", "-fno-trapping-math", "-fno-signed-zeros"),
+    *("-fno-math-errno", "-fno-trapping-math", "-fno-signed-zeros"),
+    "-ffp-contract=off",  # fused only where FMA says so, see numbers.h
 ]
 
 OBJECTS = {

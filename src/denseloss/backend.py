@@ -4,7 +4,7 @@ One table and one override. Each primitive, and each loss that is one pass over 
 registers its definition (plain torch, ``"reference"``) with `primitive`; a fast version registers
 itself under the name of its backend with `implement`. By default the fast version of the tensor's
 device runs where there is one, else the definition. The definition also runs where the fast
-version answers None: for float64, for a weight that needs a gradient, under `torch.func`, and so on.
+version answers None: for float64, for a weight that needs a gradient, under `torch.func` and so on.
 
     with backend.use("reference"):  # force the definition, to test or to debug
         loss = dice_loss(logits, target)

@@ -558,6 +558,12 @@ def label_count(target: Tensor, weight: Tensor | None, ignore: int, classes: int
     return result
 
 
+def rescale(grad: Tensor, factor: Tensor) -> None:
+    """A gradient that was computed ahead, times what comes down the graph."""
+    if factor.item() != 1:
+        grad.mul_(factor)
+
+
 ops.implement(
     "CPU",
     {
@@ -572,6 +578,7 @@ ops.implement(
         "association": association,
         "association_backward": association_backward,
         "label_count": label_count,
+        "rescale": rescale,
     },
 )
 fused.register("cpu")

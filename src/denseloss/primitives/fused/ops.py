@@ -75,6 +75,9 @@ association_backward: grad_within[n k] * 2 filtered + grad_total[n k] * degree, 
 
 label_count: pixels of each class, float32 [classes], that are not void; all NaN where a label is
     neither void nor a class. target uint8/int32/int64 [n *s], weight [n *s].
+
+rescale: multiplies a dense ``grad`` in place by the float32 number ``factor``; nothing is touched
+    where that is 1. The one operator that writes into an argument.
 """
 
 from __future__ import annotations
@@ -112,6 +115,7 @@ SCHEMAS = {
     "association_backward": "(Tensor filtered, Tensor degree, Tensor grad_within, "
     "Tensor grad_total) -> Tensor",
     "label_count": "(Tensor target, Tensor? weight, int ignore, int classes) -> Tensor",
+    "rescale": "(Tensor(a!) grad, Tensor factor) -> ()",
 }
 
 _library: torch.library.Library | None = None
@@ -204,5 +208,6 @@ _FAKES: dict[str, Callable[..., Any]] = {
     "edge": lambda target, *_: torch.empty_like(target, dtype=torch.float32),
     "association": _association,
     "association_backward": _like,
+    "rescale": lambda *_: None,
     "label_count": lambda target, *rest: target.new_empty(rest[-1], dtype=torch.float32),
 }

@@ -75,8 +75,7 @@ class Rows(torch.autograd.Function):
             return (*grads, *nothing)
         grad, ctx.grad = ctx.grad, None
         if grad is not None:  # handed out once; a second backward computes it anew
-            if upstream.device.type != "cpu" or upstream.item() != 1:
-                grad.mul_(upstream)
+            torch.ops.denseloss.rescale(grad, upstream.float())
             return (grad, *nothing)
         left = iter(tensors)
         rest = [next(left) if x is None else x[0] for x in ctx.numbers]
@@ -112,7 +111,8 @@ def _reduced(
     ahead = learning and not each and not compiling and logits.dtype != torch.float16
 
     def definition(z: Tensor) -> Tensor:
-        value: Tensor = reference(loss)(z, *arguments, **options, reduction="none" if each else "sum")
+        kept = "none" if each else "sum"
+        value: Tensor = reference(loss)(z, *arguments, **options, reduction=kept)
         return value if each else scale * value
 
     again = definition if learning and not compiling else None

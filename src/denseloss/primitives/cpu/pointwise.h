@@ -2,8 +2,8 @@
 #pragma once
 #include "elements.h"
 
-/* As in fused/ops.py; the last is focal loss where every target is 0 or 1. */
-enum kind { BCE, FOCAL, QUALITY, VARIFOCAL, VARIFOCAL_FIXED, FOCAL_HARD };
+/* As in fused/ops.py */
+enum kind { BCE, FOCAL, QUALITY, VARIFOCAL, VARIFOCAL_FIXED };
 enum power { POWER_0, POWER_1, POWER_2, POWER_ANY };
 
 #define BLOCK 1024
@@ -29,16 +29,12 @@ INLINE term element(const sides s, float t, float b, float a, float g, const enu
     switch (kind) {
     case BCE:
         return (term){-FMA(b * t, s.log_p, u * s.log_q), FMA(u, s.p, -b * t * s.q)};
-    case FOCAL:
-    case FOCAL_HARD: {
+    case FOCAL: {
         const float miss = FMA(t, s.q, u * s.p), m = miss < TINY ? TINY : miss;
         const float at = a < 0.0f ? 1.0f : FMA(a, t, (1.0f - a) * u), f = at * power(m, g, gamma);
         if (gamma == POWER_0)
             return (term){f * ce, f * dce};
-        /* p q / m: where t is 0 or 1, m is p or q */
-        const float rest = miss < TINY          ? 0.0f
-                         : kind == FOCAL_HARD   ? FMA(t, s.p, u * s.q)
-                                                : s.p * s.q / m;
+        const float rest = miss < TINY ? 0.0f : s.p * s.q / m;
         return (term){f * ce, f * FMA(g * (u - t) * ce, rest, dce)};
     }
     case QUALITY: {
@@ -58,6 +54,30 @@ INLINE term element(const sides s, float t, float b, float a, float g, const enu
     }
     }
     return (term){0.0f, 0.0f};
+}
+
+/* Focal loss where t is 0 or 1: of the sides, only those of the right and the wrong answer. */
+INLINE term hard_focal(float z, float t, float a, float g, const enum power gamma)
+{
+    const float sign = FMA(2.0f, t, -1.0f);
+    const sides s = sigmoid(sign * z);
+    const float at = a < 0.0f ? 1.0f : FMA(a, t, (1.0f - a) * (1.0f - t));
+    /* z - z: NaN where z is infinite, as in the definition */
+    const float f = FMA(at, power(s.q < TINY ? TINY : s.q, g, gamma), z - z), ce = -s.log_p;
+    const float turn = gamma == POWER_0 || s.q < TINY ? 0.0f : g * s.p * ce;
+    return (term){f * ce, -sign * f * (s.q + turn)};
+}
+
+INLINE void hard_focal_of(const enum power gamma, int64_t n, const float *RESTRICT z,
+                          const float *RESTRICT t, float a, float g, float *RESTRICT value,
+                          float *RESTRICT slope)
+{
+    SIMD
+    for (int64_t i = 0; i < n; i++) {
+        const term x = hard_focal(z[i], t[i], a, g, gamma);
+        if (value) value[i] = x.value;
+        if (slope) slope[i] = x.slope;
+    }
 }
 
 INLINE void terms_of(const enum kind kind, const enum power gamma, int64_t n,
@@ -93,11 +113,25 @@ static void block_terms(enum kind kind, int64_t n, const float *z, const float *
         b = 0;
         WANTED(BCE, POWER_0);
     case FOCAL: b = 0; POWERS(FOCAL);
-    case FOCAL_HARD: b = 0; POWERS(FOCAL_HARD);
     case QUALITY: b = 0; POWERS(QUALITY);
     case VARIFOCAL: b = 0; POWERS(VARIFOCAL);
     case VARIFOCAL_FIXED: b = 0; POWERS(VARIFOCAL_FIXED);
     }
+}
+
+#define HARD(gamma) \
+    if (value && slope) hard_focal_of(gamma, n, z, t, a, g, value, slope); \
+    else if (value) hard_focal_of(gamma, n, z, t, a, g, value, 0); \
+    else hard_focal_of(gamma, n, z, t, a, g, 0, slope); \
+    return
+
+static void hard_block_terms(int64_t n, const float *z, const float *t, float a, float g,
+                             float *value, float *slope)
+{
+    if (g == 0.0f) { HARD(POWER_0); }
+    if (g == 1.0f) { HARD(POWER_1); }
+    if (g == 2.0f) { HARD(POWER_2); }
+    HARD(POWER_ANY);
 }
 
 /* Where elements come from, and what they count for. */
@@ -218,8 +252,11 @@ EXPORT void denseloss_pointwise(
             if (pos_weight)
                 for (int64_t i = 0; i < n; i++)
                     b[i] = pos_weight[(start + i) / inner % channels];
-            block_terms(kind == FOCAL && x.hard ? FOCAL_HARD : kind, n, x.z, x.t,
-                        pos_weight ? b : 0, a, g, sums || values ? v : 0, grad ? d : 0);
+            float *value = sums || values ? v : 0, *slope = grad ? d : 0;
+            if (kind == FOCAL && x.hard)
+                hard_block_terms(n, x.z, x.t, a, g, value, slope);
+            else
+                block_terms(kind, n, x.z, x.t, pos_weight ? b : 0, a, g, value, slope);
             if (sums || values) {
                 float value_block = 0.0f, weight_block = 0.0f;
                 if (x.w) {

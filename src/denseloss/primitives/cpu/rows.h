@@ -257,6 +257,66 @@ EXPORT void denseloss_boxes(const void *boxes, int dtype, const void *target, in
  * space: bins * 128 floats for each thread, twice. */
 #define ROWS 128
 
+/* A block of rows: where their targets lie, the exponentials of their logits, their losses. */
+typedef struct {
+    float low_z[ROWS], high_z[ROWS], share[ROWS], sum[ROWS], v[ROWS], factor[ROWS];
+    int32_t low[ROWS], high[ROWS];
+} bin_rows;
+
+INLINE void bin_losses(bin_rows *b, const float *z, const float *target, const float *w,
+                       const int64_t bins, int64_t n, float *RESTRICT e)
+{
+    const float last = (float)(bins - 1);
+    const int32_t most = bins > 1 ? (int32_t)bins - 2 : 0;
+    for (int64_t i = 0; i < n; i++) {
+        const int empty = w && w[i] == 0.0f;
+        const float given = empty ? 0.0f : target[i];
+        const float y = given < 0.0f ? 0.0f : given > last ? last : given; /* NaN stays */
+        const int32_t before = y == y ? (int32_t)y : 0;
+        b->low[i] = before > most ? most : before;
+        b->high[i] = b->low[i] + (bins > 1);
+        b->share[i] = y - (float)b->low[i];
+        const float *row = z + i * bins;
+        float *RESTRICT to = e + i * bins, top = row[0];
+        for (int64_t j = 1; j < bins; j++)
+            top = row[j] > top ? row[j] : top;
+        for (int64_t j = 0; j < bins; j++)
+            to[j] = row[j] - top;
+        if (empty)
+            memset(to, 0, sizeof(float) * (size_t)bins);
+        b->low_z[i] = to[b->low[i]];
+        b->high_z[i] = to[b->high[i]];
+    }
+    SIMD
+    for (int64_t j = 0; j < n * bins; j++)
+        e[j] = exp_(e[j]);
+    for (int64_t i = 0; i < n; i++) {
+        const float *row = e + i * bins;
+        float total = 0.0f;
+        SIMD_SUM(total)
+        for (int64_t j = 0; j < bins; j++)
+            total += row[j];
+        b->sum[i] = total;
+    }
+    SIMD
+    for (int64_t i = 0; i < n; i++)
+        b->v[i] = log_(b->sum[i]) - (1.0f - b->share[i]) * b->low_z[i] - b->share[i] * b->high_z[i];
+}
+
+INLINE void bin_slopes(const bin_rows *b, const int64_t bins, int64_t n, float *RESTRICT e)
+{
+    for (int64_t i = 0; i < n; i++) {
+        float *RESTRICT row = e + i * bins;
+        const float f = b->factor[i], p = f / b->sum[i];
+        for (int64_t j = 0; j < bins; j++)
+            row[j] *= p;
+        row[b->low[i]] -= f * (1.0f - b->share[i]);
+        row[b->high[i]] -= f * b->share[i];
+        if (f == 0.0f) /* void, whatever the target and the upstream hold */
+            memset(row, 0, sizeof(float) * (size_t)bins);
+    }
+}
+
 EXPORT void denseloss_bins(const void *logits, int dtype, const float *target, const float *weight,
                            int64_t bins, int64_t count, const float *upstream, int mapped,
                            float scale, int threads, float *space, float *sums, float *values,
@@ -267,66 +327,24 @@ EXPORT void denseloss_bins(const void *logits, int dtype, const float *target, c
 #pragma omp parallel for schedule(static) num_threads(members)
     for (int part = 0; part < members; part++) {
         float *scratch = space + 2 * part * bins * ROWS, *RESTRICT e = scratch + bins * ROWS;
-        float low_z[ROWS], high_z[ROWS], share[ROWS], sum[ROWS], v[ROWS], factor[ROWS];
-        int32_t low[ROWS], high[ROWS];
+        bin_rows b;
         const int64_t blocks = (count + ROWS - 1) / ROWS, end = blocks * (part + 1) / members;
-        const float last = (float)(bins - 1);
-        const int32_t most = bins > 1 ? (int32_t)bins - 2 : 0;
         parts[part][0] = parts[part][1] = 0.0;
         for (int64_t k = blocks * part / members; k < end; k++) {
             const int64_t first = k * ROWS, n = least(ROWS, count - first), size = n * bins;
             const float *w = weight ? weight + first : 0;
             const float *z = read(scratch, logits, dtype, first * bins, 1, size);
-            for (int64_t i = 0; i < n; i++) {
-                const int empty = w && w[i] == 0.0f;
-                const float given = empty ? 0.0f : target[first + i];
-                const float y = given < 0.0f ? 0.0f : given > last ? last : given; /* NaN stays */
-                const int32_t before = y == y ? (int32_t)y : 0;
-                low[i] = before > most ? most : before;
-                high[i] = low[i] + (bins > 1);
-                share[i] = y - (float)low[i];
-                const float *row = z + i * bins;
-                float *RESTRICT to = e + i * bins, top = row[0];
-                for (int64_t j = 1; j < bins; j++)
-                    top = row[j] > top ? row[j] : top;
-                if (empty) {
-                    memset(to, 0, sizeof(float) * (size_t)bins);
-                    low_z[i] = high_z[i] = 0.0f;
-                    continue;
-                }
-                for (int64_t j = 0; j < bins; j++)
-                    to[j] = row[j] - top;
-                low_z[i] = to[low[i]];
-                high_z[i] = to[high[i]];
-            }
-            SIMD
-            for (int64_t j = 0; j < size; j++)
-                e[j] = exp_(e[j]);
-            for (int64_t i = 0; i < n; i++) {
-                const float *row = e + i * bins;
-                float total = 0.0f;
-                SIMD_SUM(total)
-                for (int64_t j = 0; j < bins; j++)
-                    total += row[j];
-                sum[i] = total;
-            }
-            SIMD
-            for (int64_t i = 0; i < n; i++)
-                v[i] = log_(sum[i]) - (1.0f - share[i]) * low_z[i] - share[i] * high_z[i];
-            finish_rows(v, w, n, values ? values + first : 0, parts[part]);
+            /* The usual numbers of bins are compiled in: loops this short are mostly their ends. */
+            if (bins == 16) bin_losses(&b, z, target + first, w, 16, n, e);
+            else if (bins == 17) bin_losses(&b, z, target + first, w, 17, n, e);
+            else bin_losses(&b, z, target + first, w, bins, n, e);
+            finish_rows(b.v, w, n, values ? values + first : 0, parts[part]);
             if (!grad)
                 continue;
-            row_factors(factor, w, upstream, mapped, scale, first, n);
-            for (int64_t i = 0; i < n; i++) {
-                float *RESTRICT row = e + i * bins;
-                const float f = factor[i], p = f / sum[i];
-                for (int64_t j = 0; j < bins; j++)
-                    row[j] *= p;
-                row[low[i]] -= f * (1.0f - share[i]);
-                row[high[i]] -= f * share[i];
-                if (f == 0.0f) /* void, whatever the target and the upstream hold */
-                    memset(row, 0, sizeof(float) * (size_t)bins);
-            }
+            row_factors(b.factor, w, upstream, mapped, scale, first, n);
+            if (bins == 16) bin_slopes(&b, 16, n, e);
+            else if (bins == 17) bin_slopes(&b, 17, n, e);
+            else bin_slopes(&b, bins, n, e);
             write_from(e, grad, dtype, first * bins, 1, size);
         }
     }

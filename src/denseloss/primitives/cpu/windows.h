@@ -2,7 +2,7 @@
 #pragma once
 #include "elements.h"
 
-#define STRIP 32 /* rows of one plane that one task does */
+#define STRIP 128 /* rows of one plane that one task does, after those of half a window */
 
 /* to[x] = sum of from[x - half ... x + half], by sums of 1, 2, 4, ... neighbours: as many additions
  * as the window has binary digits, twice, and no running sum that could drift. `from`

@@ -4,6 +4,7 @@
 
 /* As in fused/ops.py */
 enum kind { BCE, FOCAL, QUALITY, VARIFOCAL, VARIFOCAL_FIXED };
+enum { VALUES = 1, SLOPES = 2 };
 enum power { POWER_0, POWER_1, POWER_2, POWER_ANY };
 
 #define BLOCK 1024
@@ -62,76 +63,66 @@ INLINE term hard_focal(float z, float t, float a, float g, const enum power gamm
     const float sign = FMA(2.0f, t, -1.0f);
     const sides s = sigmoid(sign * z);
     const float at = a < 0.0f ? 1.0f : FMA(a, t, (1.0f - a) * (1.0f - t));
-    /* z - z: NaN where z is infinite, as in the definition */
-    const float f = FMA(at, power(s.q < TINY ? TINY : s.q, g, gamma), z - z), ce = -s.log_p;
+    /* Sure and right is NaN in the definition where z is infinite, by 0 * inf. */
+    const float sure = larger(sign * z, 0.0f), poison = sure - sure;
+    const float f = FMA(at, power(s.q < TINY ? TINY : s.q, g, gamma), poison), ce = -s.log_p;
     const float turn = gamma == POWER_0 || s.q < TINY ? 0.0f : g * s.p * ce;
     return (term){f * ce, -sign * f * (s.q + turn)};
 }
 
-INLINE void hard_focal_of(const enum power gamma, int64_t n, const float *RESTRICT z,
-                          const float *RESTRICT t, float a, float g, float *RESTRICT value,
-                          float *RESTRICT slope)
-{
-    SIMD
-    for (int64_t i = 0; i < n; i++) {
-        const term x = hard_focal(z[i], t[i], a, g, gamma);
-        if (value) value[i] = x.value;
-        if (slope) slope[i] = x.slope;
-    }
-}
+/* What a loop over a block leaves: the values, the slopes times `factor`, the sum of the values. */
+typedef struct {
+    float *value, *slope;
+    float factor, sum;
+} output;
 
-INLINE void terms_of(const enum kind kind, const enum power gamma, int64_t n,
-                     const float *RESTRICT z, const float *RESTRICT t, const float *RESTRICT b,
-                     float a, float g, float *RESTRICT value, float *RESTRICT slope)
+INLINE void terms_of(const enum kind kind, const enum power gamma, const int hard, const int kept,
+                     int64_t n, const float *RESTRICT z, const float *RESTRICT t,
+                     const float *RESTRICT b, float a, float g, output *out)
 {
-    SIMD
+    float *RESTRICT value = out->value, *RESTRICT slope = out->slope;
+    const float factor = out->factor;
+    float sum = 0.0f;
+    SIMD_SUM(sum)
     for (int64_t i = 0; i < n; i++) {
-        const term x = element(sigmoid(z[i]), t[i], b ? b[i] : a, a, g, kind, gamma);
-        if (value) value[i] = x.value;
-        if (slope) slope[i] = x.slope;
+        const term x = hard ? hard_focal(z[i], t[i], a, g, gamma)
+                            : element(sigmoid(z[i]), t[i], b ? b[i] : a, a, g, kind, gamma);
+        if (kept & VALUES) value[i] = x.value;
+        if (kept & SLOPES) slope[i] = factor * x.slope;
+        sum += x.value;
     }
+    out->sum = sum;
 }
 
 /* Each combination becomes a loop of its own, without a branch inside. */
-#define WANTED(kind, gamma) \
-    if (value && slope) terms_of(kind, gamma, n, z, t, b, a, g, value, slope); \
-    else if (value) terms_of(kind, gamma, n, z, t, b, a, g, value, 0); \
-    else terms_of(kind, gamma, n, z, t, b, a, g, 0, slope); \
+#define KEPT(kind, gamma, hard) \
+    if (out->value) terms_of(kind, gamma, hard, VALUES | SLOPES, n, z, t, b, a, g, out); \
+    else if (out->slope) terms_of(kind, gamma, hard, SLOPES, n, z, t, b, a, g, out); \
+    else terms_of(kind, gamma, hard, 0, n, z, t, b, a, g, out); \
     return
-#define POWERS(kind) \
-    if (g == 0.0f) { WANTED(kind, POWER_0); } \
-    if (g == 1.0f) { WANTED(kind, POWER_1); } \
-    if (g == 2.0f) { WANTED(kind, POWER_2); } \
-    WANTED(kind, POWER_ANY)
+#define POWERS(kind, hard) \
+    if (g == 0.0f) { KEPT(kind, POWER_0, hard); } \
+    if (g == 1.0f) { KEPT(kind, POWER_1, hard); } \
+    if (g == 2.0f) { KEPT(kind, POWER_2, hard); } \
+    KEPT(kind, POWER_ANY, hard)
 
-static void block_terms(enum kind kind, int64_t n, const float *z, const float *t, const float *b,
-                        float a, float g, float *value, float *slope)
+/* out->value may be 0, and out->slope, too, where that is. */
+static void block_terms(enum kind kind, int hard, int64_t n, const float *z, const float *t,
+                        const float *b, float a, float g, output *out)
 {
     switch (kind) {
     case BCE:
-        if (b) { WANTED(BCE, POWER_0); }
+        if (b) { KEPT(BCE, POWER_0, 0); }
         b = 0;
-        WANTED(BCE, POWER_0);
-    case FOCAL: b = 0; POWERS(FOCAL);
-    case QUALITY: b = 0; POWERS(QUALITY);
-    case VARIFOCAL: b = 0; POWERS(VARIFOCAL);
-    case VARIFOCAL_FIXED: b = 0; POWERS(VARIFOCAL_FIXED);
+        KEPT(BCE, POWER_0, 0);
+    case FOCAL:
+        b = 0;
+        if (hard) { POWERS(FOCAL, 1); }
+        POWERS(FOCAL, 0);
+    case QUALITY: b = 0; POWERS(QUALITY, 0);
+    case VARIFOCAL: b = 0; POWERS(VARIFOCAL, 0);
+    case VARIFOCAL_FIXED: b = 0; POWERS(VARIFOCAL_FIXED, 0);
     }
-}
-
-#define HARD(gamma) \
-    if (value && slope) hard_focal_of(gamma, n, z, t, a, g, value, slope); \
-    else if (value) hard_focal_of(gamma, n, z, t, a, g, value, 0); \
-    else hard_focal_of(gamma, n, z, t, a, g, 0, slope); \
-    return
-
-static void hard_block_terms(int64_t n, const float *z, const float *t, float a, float g,
-                             float *value, float *slope)
-{
-    if (g == 0.0f) { HARD(POWER_0); }
-    if (g == 1.0f) { HARD(POWER_1); }
-    if (g == 2.0f) { HARD(POWER_2); }
-    HARD(POWER_ANY);
 }
 
 /* Where elements come from, and what they count for. */
@@ -159,12 +150,11 @@ INLINE block cleared(const elements *e, int64_t start, int64_t stride, int64_t n
     const float ignored = (float)e->ignore;
     const int ignores = e->ignores;
     int outside = 0, soft = 0, voids = 0;
-    SIMD_ANY(outside)
-    for (int64_t i = 0; i < n; i++)
+    _Pragma("omp simd reduction(| : outside, soft)")
+    for (int64_t i = 0; i < n; i++) {
         outside |= !(t[i] > -0.5f && t[i] < 1.5f);
-    SIMD_ANY(soft)
-    for (int64_t i = 0; i < n; i++)
         soft |= t[i] != 0.0f && t[i] != 1.0f;
+    }
     if (ignores) {
         SIMD_ANY(voids)
         for (int64_t i = 0; i < n; i++)
@@ -224,6 +214,17 @@ static block cleared_labels(const elements *e, const float *score, int64_t class
     return (block){s->z, s->t, s->w, score == 0};
 }
 
+/* to = factor w up d, exactly 0 where w is, even under an upstream gradient of NaN. `to` may be d. */
+static void scale_block(float *to, const float *d, const float *w, const float *up, float factor,
+                        int64_t n)
+{
+    SIMD
+    for (int64_t i = 0; i < n; i++) {
+        const float f = factor * (w ? w[i] : 1.0f) * (up ? up[i] : 1.0f);
+        to[i] = w && w[i] == 0.0f ? 0.0f : f * d[i];
+    }
+}
+
 /* sums: float[2], values: float[count], grad: like the logits; each may be 0.
  * upstream: 0 for 1, a number, or one per element where `mapped`. */
 EXPORT void denseloss_pointwise(
@@ -252,53 +253,34 @@ EXPORT void denseloss_pointwise(
             if (pos_weight)
                 for (int64_t i = 0; i < n; i++)
                     b[i] = pos_weight[(start + i) / inner % channels];
-            float *value = sums || values ? v : 0, *slope = grad ? d : 0;
-            if (kind == FOCAL && x.hard)
-                hard_block_terms(n, x.z, x.t, a, g, value, slope);
-            else
-                block_terms(kind, n, x.z, x.t, pos_weight ? b : 0, a, g, value, slope);
-            if (sums || values) {
-                float value_block = 0.0f, weight_block = 0.0f;
-                if (x.w) {
-                    SIMD_SUM(value_block, weight_block)
-                    for (int64_t i = 0; i < n; i++) {
-                        v[i] *= x.w[i];
-                        value_block += v[i];
-                        weight_block += x.w[i];
-                    }
-                } else {
-                    SIMD_SUM(value_block)
-                    for (int64_t i = 0; i < n; i++)
-                        value_block += v[i];
-                    weight_block = (float)n;
+            const float *up = mapped ? upstream + start : 0;
+            float *own = grad && dtype == FLOAT32 ? (float *)grad + start : d;
+            /* Where all elements count alike, the loop over them does everything. */
+            const int plain = !x.w && !up && !values;
+            output out = {plain ? 0 : v, plain ? (grad ? own : 0) : d, plain ? factor : 1.0f, 0.0f};
+            block_terms(kind, x.hard, n, x.z, x.t, pos_weight ? b : 0, a, g, &out);
+            float weight_block = (float)n;
+            if (x.w) {
+                float sum = 0.0f;
+                weight_block = 0.0f;
+                SIMD_SUM(sum, weight_block)
+                for (int64_t i = 0; i < n; i++) {
+                    v[i] *= x.w[i];
+                    sum += v[i];
+                    weight_block += x.w[i];
                 }
-                value_part += value_block;
-                weight_part += weight_block;
-                if (values)
-                    memcpy(values + start, v, sizeof(float) * (size_t)n);
+                out.sum = sum;
             }
-            if (grad) {
-                float *out = dtype == FLOAT32 ? (float *)grad + start : d;
-                if (mapped && x.w) {
-                    SIMD
-                    for (int64_t i = 0; i < n; i++) /* void stays 0 under a gradient of NaN */
-                        out[i] = x.w[i] == 0.0f ? 0.0f : factor * upstream[start + i] * x.w[i] * d[i];
-                } else if (mapped) {
-                    SIMD
-                    for (int64_t i = 0; i < n; i++)
-                        out[i] = factor * upstream[start + i] * d[i];
-                } else if (x.w) {
-                    SIMD
-                    for (int64_t i = 0; i < n; i++)
-                        out[i] = x.w[i] == 0.0f ? 0.0f : factor * x.w[i] * d[i];
-                } else {
-                    SIMD
-                    for (int64_t i = 0; i < n; i++)
-                        out[i] = factor * d[i];
-                }
-                if (dtype != FLOAT32)
-                    write_from(d, grad, dtype, start, 1, n);
-            }
+            value_part += out.sum;
+            weight_part += weight_block;
+            if (values)
+                memcpy(values + start, v, sizeof(float) * (size_t)n);
+            if (!grad)
+                continue;
+            if (!plain)
+                scale_block(own, d, x.w, up, factor, n);
+            if (dtype != FLOAT32)
+                write_from(d, grad, dtype, start, 1, n);
         }
         parts[part][0] = value_part;
         parts[part][1] = weight_part;

@@ -13,7 +13,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import denseloss
-from denseloss import AtTargetSize, CrossEntropyLoss, DeepSupervision, DiceLoss, WeightedSum
+from denseloss import (
+    AtTargetSize,
+    BinaryDiceLoss,
+    BinaryFocalLoss,
+    CrossEntropyLoss,
+    DeepSupervision,
+    DiceLoss,
+    WeightedSum,
+)
 from denseloss.compose import ParseError, names, parse
 
 Z, T = torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(0)), torch.arange(128)
@@ -198,3 +206,47 @@ def test_deep_supervision() -> None:
     torch.testing.assert_close(sum(both.terms(maps, T).values()), both(maps, T))
     with pytest.raises(ValueError, match="one map per weight, 2, got 3"):
         DeepSupervision(CrossEntropyLoss(), weights=[1, 0.5])(maps, T)
+
+
+# ---------------------------------------------------------------- shared and resized passes
+
+
+def test_a_subclass_sees_the_logits_themselves() -> None:
+    """What stands for resized logits inside a pass holds no scores: nobody else may see it."""
+
+    class Sharpened(CrossEntropyLoss):
+        def forward(self, logits, target, **options):
+            return super().forward(2 * logits, target, **options)
+
+    small, labels = torch.randn(1, 3, 4, 4), torch.randint(0, 3, (1, 8, 8))
+    full = torch.nn.functional.interpolate(small, size=(8, 8), mode="bilinear")
+    for criterion in (Sharpened(), WeightedSum(a=Sharpened(), b=CrossEntropyLoss())):
+        expected = criterion(full, labels)
+        torch.testing.assert_close(AtTargetSize(criterion)(small, labels), expected)
+    hooked = CrossEntropyLoss()
+    hooked.register_forward_pre_hook(lambda _, args: (2 * args[0], args[1]))
+    torch.testing.assert_close(AtTargetSize(hooked)(small, labels), Sharpened()(full, labels))
+    foreign = torch.nn.CrossEntropyLoss()
+    torch.testing.assert_close(AtTargetSize(foreign)(small, labels), foreign(full, labels))
+
+
+def test_sums_of_sums() -> None:
+    z, labels = torch.randn(2, 3, 4, 4), torch.randint(0, 3, (2, 8, 8))
+    inner = parse("cross_entropy + dice")
+    outer = AtTargetSize(WeightedSum(a=inner, b=(0.5, parse("focal"))))
+    full = torch.nn.functional.interpolate(z, size=(8, 8), mode="bilinear")
+    expected = inner(full, labels) + 0.5 * parse("focal")(full, labels)
+    torch.testing.assert_close(outer(z, labels), expected)
+
+
+def test_a_value_may_be_added_to_in_place() -> None:
+    z, labels = torch.randn(2, 3, 4, 4, requires_grad=True), torch.randint(0, 3, (2, 4, 4))
+    total = CrossEntropyLoss()(z, labels)
+    total += parse("dice + focal")(z, labels)
+    masks = torch.rand(2, 3, 4, 4)
+    for loss in (BinaryFocalLoss(), BinaryDiceLoss()):
+        value = loss(z, masks)
+        value += total
+        total = value
+    total.backward()
+    assert z.grad.isfinite().all()

@@ -230,8 +230,19 @@ def ls() -> int:
         for entry in found:
             cells = zip((entry.name, entry.task, entry.line), widths, strict=True)
             _say(console, "  ".join([*(f"{c:<{w}}" for c, w in cells), entry.source]))
-    _say(console, "\nnext: denseloss show NAME, or denseloss train DATA --loss NAME")
+    _say(console, f"\nfast versions here: {_backends()}")
+    _say(console, "next: denseloss show NAME, or denseloss train DATA --loss NAME")
     return 0
+
+
+def _backends() -> str:
+    """The fast backends of this machine, and why others are not there."""
+    from denseloss import backend
+
+    missing = backend.missing()
+    said = [name for name in backend.available() if name != "reference"]
+    said += [f"no {name} ({why})" for name, why in missing.items()]
+    return "; ".join(said) or "none: the plain torch versions run"
 
 
 def show(loss: str, /) -> int:

@@ -113,9 +113,11 @@ def _are_tensors(*tensors: Any) -> bool:
 
 def _calls(criterion: nn.Module, options: dict[str, Any]) -> list[Call]:
     """The loss functions that a criterion will call, with their options."""
-    if isinstance(criterion, WeightedSum):
+    if type(criterion) is WeightedSum:
         return [call for _, _, loss in criterion.named_terms() for call in _calls(loss, options)]
-    if isinstance(criterion, LossModule):
+    # A subclass may do anything with the logits before it calls the function, and so may a hook.
+    if "function" in vars(type(criterion)) and not criterion._forward_pre_hooks:
+        assert isinstance(criterion, LossModule)
         own = {name: getattr(criterion, name) for name in criterion.options}
         return [(type(criterion).function, {**own, **options})]
     return [(criterion, options)]

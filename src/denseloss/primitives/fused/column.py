@@ -162,6 +162,7 @@ class Pass(NamedTuple):
     overlap: Sequence[Tensor]
     """I, P and T, [n c] each, where asked for"""
     weights: Tensor
+    resized: bool = False
 
     def term(self, wanted: Term) -> int | None:
         """The place of a term among those of the pass."""
@@ -293,7 +294,18 @@ def _found(key: tuple[Any, ...]) -> Pass | None:
     for shared in _shared:
         if _same(shared.key, key):
             return shared
+    _refuse_stand_in(key[0])
     return None
+
+
+def _refuse_stand_in(logits: Tensor) -> None:
+    """What stands for resized logits holds no scores: a loss of it must find its pass."""
+    for shared in _shared:
+        if shared.key[0] is logits and shared.resized:
+            raise RuntimeError(
+                "denseloss: a loss inside AtTargetSize asked for what its pass has not computed; "
+                'please report it, and use backend.use("reference") meanwhile'
+            )
 
 
 def _entropy(
@@ -310,6 +322,8 @@ def _entropy(
     each = reduction == "none"
     found = None if each else _found(key)
     at = None if found is None else found.term(term)
+    if at is None:
+        _refuse_stand_in(logits)
     if found is None or at is None:
         pixels = _pixels(logits, target, weight, ignore, alone=not each)
         if pixels is None or not plain(term.class_weight):
@@ -406,6 +420,7 @@ def overlap(
     key = _key(logits, target, weight, ignore_index)
     found = _found(key)
     if found is None or not found.overlap:
+        _refuse_stand_in(logits)
         pixels = _pixels(logits, target, weight, ignore_index)
         if pixels is None:
             return None
@@ -473,10 +488,12 @@ def together(
     """`denseloss.primitives.together.together`: one pass for each void rule and weight."""
     if not isinstance(target, Tensor) or logits.ndim < 2 or target.is_floating_point():
         return None
+    if any(shared.key[0] is logits for shared in _shared):
+        return None  # the pass has been taken, outside
     groups: list[Group] = []
     served = 0
     for function, options in calls:
-        request = REQUESTS.get(function.__name__)
+        request = REQUESTS.get(getattr(function, "__name__", ""))
         if request is None or options.get("reduction", "mean") == "none":
             continue
         term = request(**options)
@@ -516,5 +533,6 @@ def together(
         key = _key(stand_in, target, group.weight, group.ignore)
         terms, overlap = tuple(group.terms), group.overlap
         definition = _definition(key, terms, overlap=overlap, align_corners=align_corners)
-        passes.append(_run(key, pixels, terms, definition, overlap=overlap))
+        done = _run(key, pixels, terms, definition, overlap=overlap)
+        passes.append(done._replace(resized=small))
     return Sharing(stand_in, passes)

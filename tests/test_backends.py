@@ -5,6 +5,9 @@ On a machine with a GPU everything here runs on it as well.
 
 from __future__ import annotations
 
+import sys
+import threading
+
 import pytest
 import torch
 from torch import Tensor
@@ -743,3 +746,92 @@ def test_primitives_alone() -> None:
         other = edge_sums(z.double(), MASK, None, None, gamma=5.0, window=31, plain=True)
     torch.testing.assert_close(one.plain_weight.double(), other.plain_weight)
     torch.testing.assert_close(one.weight.double(), other.weight, rtol=1e-6, atol=0)
+
+
+# ---------------------------------------------------------------- found by fuzzing
+
+
+def test_threads_do_not_see_each_others_passes() -> None:
+    criterion = AtTargetSize(parse("cross_entropy + dice"))
+    data = [(draw(1, 3, 6, 6, seed=i), labels(1, 12, 12, classes=3, seed=i)) for i in range(4)]
+    expected = [criterion(*x).item() for x in data]
+    wrong = []
+
+    def work(i: int) -> None:
+        for _ in range(150):
+            value = criterion(*data[i]).item()
+            if abs(value - expected[i]) > 1e-5:
+                wrong.append(value)
+
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        threads = [threading.Thread(target=work, args=(i,)) for i in range(4)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    finally:
+        sys.setswitchinterval(before)
+    assert not wrong
+
+
+def test_a_criterion_that_changes_the_logits_gets_them() -> None:
+    small, target = draw(1, 3, 4, 4), labels(1, 8, 8, classes=3)
+    full = torch.nn.functional.interpolate(small, size=(8, 8), mode="bilinear")
+
+    def tripled(_, args):
+        return (3 * args[0], args[1])
+
+    summed, replaced = parse("cross_entropy + dice"), CrossEntropyLoss()
+    summed.register_forward_pre_hook(tripled)
+    own = replaced.forward
+    replaced.forward = lambda z, t: own(3 * z, t)
+    for criterion in (summed, replaced):
+        torch.testing.assert_close(AtTargetSize(criterion)(small, target), criterion(full, target))
+    hook = torch.nn.modules.module.register_module_forward_pre_hook(
+        lambda module, args: tripled(module, args) if type(module) is CrossEntropyLoss else None
+    )
+    try:
+        loss = CrossEntropyLoss()
+        torch.testing.assert_close(AtTargetSize(loss)(small, target), loss(full, target))
+    finally:
+        hook.remove()
+
+
+def test_void_under_an_infinite_upstream() -> None:
+    z = draw(2, 2, 3).requires_grad_()
+    t = torch.zeros(2, 2, 3)
+    t[0] = 255
+    for upstream in (float("inf"), float("nan")):
+        z.grad = None
+        (F.binary_cross_entropy_loss(z, t, ignore_index=255) * upstream).backward()
+        assert not z.grad[0].any()
+        assert not z.grad[1].isfinite().any()
+
+
+def test_keywords_in_any_order_and_rare_dtypes() -> None:
+    z = draw(N, C, H, W)
+    assert F.focal_loss(gamma=2.0, logits=z, target=LABEL) == F.focal_loss(z, LABEL)
+    assert F.cross_entropy_loss(class_weight=None, target=LABEL, logits=z) == F.cross_entropy_loss(
+        z, LABEL
+    )
+    for dtype in (torch.uint16, torch.uint32):
+        assert F.cross_entropy_loss(z, PLAIN.to(dtype)) == F.cross_entropy_loss(z, PLAIN)
+    p = share(C).requires_grad_()
+    rare = ClassScores(SPARSE.label.clamp(max=W - 1))
+    F.binary_cross_entropy_loss(z, rare, pos_weight=p).backward()
+    assert p.grad.abs().sum() > 0
+
+
+def test_another_default_dtype() -> None:
+    small, target = draw(1, 3, 5, 7), labels(1, 11, 13, classes=3)
+    expected = AtTargetSize(CrossEntropyLoss())(small, target)
+    torch.set_default_dtype(torch.float64)
+    try:
+        from denseloss.primitives.cpu import operators
+
+        operators._remembered.cache_clear()
+        assert AtTargetSize(CrossEntropyLoss())(small, target) == expected
+    finally:
+        torch.set_default_dtype(torch.float32)

@@ -16,7 +16,7 @@ when it changes, and cannot trace a ContextVar.
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from types import TracebackType
 from typing import Any, ParamSpec, TypeVar, cast
 
@@ -61,6 +61,14 @@ def reference(name: str) -> Callable[..., Any]:
     return table[name][REFERENCE]
 
 
+def _device(arguments: Iterable[Any]) -> str:
+    """The type of device of the first tensor; keywords may come in any order."""
+    for x in arguments:
+        if isinstance(x, Tensor):
+            return x.device.type
+    return REFERENCE
+
+
 def primitive(definition: Callable[P, R]) -> Callable[P, R]:
     """Register the plain-torch definition of a primitive and dispatch its calls."""
     versions = table.setdefault(definition.__name__, {})
@@ -70,8 +78,7 @@ def primitive(definition: Callable[P, R]) -> Callable[P, R]:
     def run(*args: P.args, **kwargs: P.kwargs) -> R:
         if _override == REFERENCE:
             return definition(*args, **kwargs)
-        first = args[0] if args else next(iter(kwargs.values()))
-        name = _override or cast(Tensor, first).device.type
+        name = _override or _device(args or kwargs.values())
         if name not in _found:
             _load(name)
         version = versions.get(name)

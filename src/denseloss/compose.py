@@ -113,14 +113,25 @@ def _are_tensors(*tensors: Any) -> bool:
 
 def _calls(criterion: nn.Module, options: dict[str, Any]) -> list[Call]:
     """The loss functions that a criterion will call, with their options."""
+    if _changes_its_inputs(criterion):
+        return [(criterion, options)]
     if type(criterion) is WeightedSum:
         return [call for _, _, loss in criterion.named_terms() for call in _calls(loss, options)]
-    # A subclass may do anything with the logits before it calls the function, and so may a hook.
-    if "function" in vars(type(criterion)) and not criterion._forward_pre_hooks:
+    # A subclass may do anything with the logits before it calls the function.
+    if "function" in vars(type(criterion)):
         assert isinstance(criterion, LossModule)
         own = {name: getattr(criterion, name) for name in criterion.options}
         return [(type(criterion).function, {**own, **options})]
     return [(criterion, options)]
+
+
+def _changes_its_inputs(criterion: nn.Module) -> bool:
+    """Whether hooks or a forward of its own stand between a Module's call and its function."""
+    return bool(
+        criterion._forward_pre_hooks
+        or nn.modules.module._global_forward_pre_hooks
+        or "forward" in vars(criterion)
+    )
 
 
 def _term(name: str, loss: nn.Module) -> str:

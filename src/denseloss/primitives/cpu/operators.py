@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import functools
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -344,7 +345,7 @@ def _remembered(tall: int, wide: int, high: int, broad: int, align_corners: bool
 
 def _places(inside: int, outside: int, align_corners: bool) -> tuple[Tensor, Tensor, Tensor]:
     """The neighbours of each place and how far it lies from the first, as F.interpolate has it."""
-    index = torch.arange(outside, dtype=torch.float64)
+    index = torch.arange(outside, dtype=torch.float64, device="cpu")
     if align_corners:
         at = index * ((inside - 1) / (outside - 1) if outside > 1 else 0.0)
     else:
@@ -361,16 +362,17 @@ def _users(low: Tensor, following: Tensor, part: Tensor, inside: int) -> tuple[T
     """
     place = torch.cat([low, following]).long()
     share = torch.cat([1 - part, part])
-    user = torch.arange(len(low)).repeat(2)
+    user = torch.arange(len(low), device="cpu").repeat(2)
     # Clamped at the end, both neighbours are one place: it has the whole share, in two slots.
     used = share != 0
     place, share, user = place[used], share[used], user[used]
     order = torch.argsort(place, stable=True)
     place, share, user = place[order], share[order], user[order]
     count = torch.bincount(place, minlength=inside)
-    slot = torch.arange(len(place)) - (count.cumsum(0) - count)[place]
-    at = torch.zeros(int(count.max()), inside, dtype=torch.int32)
-    shares = torch.zeros(int(count.max()), inside)
+    slot = torch.arange(len(place), device="cpu") - (count.cumsum(0) - count)[place]
+    size = int(count.max()), inside
+    at = torch.zeros(size, dtype=torch.int32, device="cpu")
+    shares = torch.zeros(size, dtype=torch.float32, device="cpu")
     at[slot, place], shares[slot, place] = user.int(), share
     return at, shares
 
@@ -560,8 +562,13 @@ def label_count(target: Tensor, weight: Tensor | None, ignore: int, classes: int
 
 def rescale(grad: Tensor, factor: Tensor) -> None:
     """A gradient that was computed ahead, times what comes down the graph."""
-    if factor.item() != 1:
+    times = factor.item()
+    if times == 1:
+        return
+    if math.isfinite(times):
         grad.mul_(factor)
+    else:  # what is void stays 0
+        grad.copy_(torch.where(grad == 0, 0, grad * factor))
 
 
 ops.implement(

@@ -191,9 +191,11 @@ static block cleared_labels(const elements *e, const float *score, int64_t class
         const int empty = e->ignores && label == ignore, background = label == -1 && !empty;
         if (empty || label < -1 || label >= classes)
             counted = 0;
+        if (empty || background || label < 0 || label >= classes)
+            continue;
         const int64_t at = row * classes + label - start;
         const float t = score ? score[row] : 1.0f;
-        if (!empty && !background && label >= 0 && label < classes && at >= 0 && at < n)
+        if (at >= 0 && at < n)
             s->t[at] = t > -0.5f && t < 1.5f ? t : NAN;
     }
     if (counted)

@@ -21,7 +21,8 @@ def _rescale(grad, factor, count, BLOCK: tl.constexpr):
     if f != 1:
         i = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
         x = tl.load(grad + i, mask=i < count, other=0).to(tl.float32)
-        tl.store(grad + i, (x * f).to(grad.dtype.element_ty), mask=i < count)
+        scaled = tl.where(x != 0, x * f, 0.0)  # what is void stays 0, times inf, too
+        tl.store(grad + i, scaled.to(grad.dtype.element_ty), mask=i < count)
 
 
 def rescale(grad: Tensor, factor: Tensor) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from types import TracebackType
@@ -172,7 +173,16 @@ class Pass(NamedTuple):
         return None
 
 
-_shared: list[Pass] = []
+# The passes that each thread is inside of.
+_shared: dict[int, list[Pass]] = {0: []}
+
+
+def _passes() -> list[Pass]:
+    # Compiled code cannot ask for its thread, and has no pass left over when it runs.
+    thread = 0 if torch.compiler.is_compiling() else threading.get_ident()
+    if thread not in _shared:
+        _shared[thread] = []
+    return _shared[thread]
 
 
 def _key(logits: Tensor, target: Tensor, weight: Tensor | None, ignore: int | None) -> Any:
@@ -291,7 +301,7 @@ def _definition(
 
 
 def _found(key: tuple[Any, ...]) -> Pass | None:
-    for shared in _shared:
+    for shared in _passes():
         if _same(shared.key, key):
             return shared
     _refuse_stand_in(key[0])
@@ -300,7 +310,7 @@ def _found(key: tuple[Any, ...]) -> Pass | None:
 
 def _refuse_stand_in(logits: Tensor) -> None:
     """What stands for resized logits holds no scores: a loss of it must find its pass."""
-    for shared in _shared:
+    for shared in _passes():
         if shared.key[0] is logits and shared.resized:
             raise RuntimeError(
                 "denseloss: a loss inside AtTargetSize asked for what its pass has not computed; "
@@ -470,7 +480,7 @@ class Sharing:
         self.logits, self.passes = logits, passes
 
     def __enter__(self) -> Tensor:
-        _shared.extend(self.passes)
+        _passes().extend(self.passes)
         return self.logits
 
     def __exit__(
@@ -479,7 +489,8 @@ class Sharing:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        del _shared[len(_shared) - len(self.passes) :]
+        mine = _passes()
+        del mine[len(mine) - len(self.passes) :]
 
 
 def together(
@@ -488,7 +499,7 @@ def together(
     """`denseloss.primitives.together.together`: one pass for each void rule and weight."""
     if not isinstance(target, Tensor) or logits.ndim < 2 or target.is_floating_point():
         return None
-    if any(shared.key[0] is logits for shared in _shared):
+    if any(shared.key[0] is logits for shared in _passes()):
         return None  # the pass has been taken, outside
     groups: list[Group] = []
     served = 0

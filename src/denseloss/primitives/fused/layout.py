@@ -12,7 +12,7 @@ __all__ = ["WIDTHS", "alike", "labels", "learns", "memory", "plain", "scores", "
 
 WIDTHS = (torch.float32, torch.float16, torch.bfloat16)
 LABELS = (torch.uint8, torch.int32, torch.int64)
-NARROW = (torch.bool, torch.int8, torch.int16)
+NARROW = (torch.bool, torch.int8, torch.int16, torch.uint16)
 MASKS = (*WIDTHS, torch.uint8, torch.bool, torch.int32, torch.int64)
 
 
@@ -64,8 +64,8 @@ def masks(target: Tensor, logits: Tensor, layout: str) -> Tensor:
 
 def labels(target: Tensor, shape: tuple[int, ...]) -> Tensor:
     """Integer labels [n *s] or [n 1 *s] as contiguous [n *s]."""
-    if target.dtype in NARROW:
-        target = target.int()
+    if target.dtype not in LABELS:
+        target = target.int() if target.dtype in NARROW else target.long()
     return target.reshape(shape).contiguous()
 
 

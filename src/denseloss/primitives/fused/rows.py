@@ -149,7 +149,7 @@ def _pointwise(
         label, score = target
         if (
             where != "first"
-            or not plain(score, weight)
+            or not plain(score, weight, channels)
             or (weight is not None and weight.shape[-1] != 1)
         ):
             return None

@@ -79,8 +79,7 @@ def primitive(definition: Callable[P, R]) -> Callable[P, R]:
         if _override == REFERENCE:
             return definition(*args, **kwargs)
         name = _override or _device(args or kwargs.values())
-        if name not in _found:
-            _load(name)
+        _load(name)
         version = versions.get(name)
         if version is not None:
             result = version(*args, **kwargs)

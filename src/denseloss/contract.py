@@ -146,18 +146,15 @@ class Kind:
         self, function: str, argument: str, value: ClassScores, sizes: Sizes
     ) -> Sizes:
         """The same for `ClassScores`, which stand for this tensor: its axes but the last."""
-        form = self.forms[0]
-        full = [size for axis, _ in form.before if axis in sizes for size in (sizes[axis],)]
-        full += list(sizes.get(form.star[0], ())) if form.star is not None else []
-        integer = Form.parse("int[*places]")
+        dense = self.forms[0]
+        full = [sizes[axis] for axis, _ in dense.before if axis in sizes]
+        full += sizes.get(dense.star[0], ()) if dense.star is not None else ()
         places: Sizes = {"*places": tuple(full[:-1])}
-        for name, part, form in (
-            ("label", value.label, integer),
-            ("score", value.score, Form.parse("float[*places]")),
-        ):
-            if part is None and name == "score":
-                continue
-            kind = Kind(f"{argument}.{name}", (form,), f"a {name} for each place", self.draw)
+        parts = [("label", value.label, "int[*places]")]
+        if value.score is not None:
+            parts.append(("score", value.score, "float[*places]"))
+        for name, part, form in parts:
+            kind = Kind(name, (Form.parse(form),), f"a {name} for each place", self.draw)
             kind.check(function, f"{argument}.{name}", part, places)
         return sizes
 

@@ -12,7 +12,15 @@ from denseloss.backend import primitive
 from denseloss.primitives import void
 from denseloss.primitives.likelihood import TINY, one_hot
 
-__all__ = ["Overlap", "f_measure", "overlap", "ratio", "sigmoid_overlap", "softmax_overlap"]
+__all__ = [
+    "Overlap",
+    "f_measure",
+    "of_images",
+    "overlap",
+    "ratio",
+    "sigmoid_overlap",
+    "softmax_overlap",
+]
 
 
 class Overlap(NamedTuple):
@@ -46,6 +54,17 @@ def overlap(prediction: Tensor, truth: Tensor, weight: Tensor | None, *, pool: s
         pooled(w * truth),
     )
     return Overlap(both, predicted, true, present.expand(both.shape))
+
+
+def of_images(
+    both: Tensor, predicted: Tensor, true: Tensor, present: Tensor, *, pool: str
+) -> Overlap:
+    """The sums from those of each image, [n c]; ``present`` counts what is not void."""
+    if pool == "batch":
+        both, predicted, true, present = (
+            distributed.total(x.sum(0)) for x in (both, predicted, true, present)
+        )
+    return Overlap(both, predicted, true, present > 0)
 
 
 @primitive

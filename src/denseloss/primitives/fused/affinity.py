@@ -10,7 +10,8 @@ from torch import Tensor
 
 from denseloss.backend import reference
 from denseloss.primitives.affinity import Association
-from denseloss.primitives.fused.layout import learns, plain
+from denseloss.primitives.fused import second
+from denseloss.primitives.fused.layout import plain
 
 __all__ = ["association"]
 
@@ -41,11 +42,8 @@ class Ties(torch.autograd.Function):
         """The gradient by the probability."""
         probability, filtered, degree = ctx.saved_tensors
         nothing = (None,) * 5
-        if torch.is_grad_enabled() and ctx.definition is not None:
-            outputs = ctx.definition(probability)
-            upstream = (within, total)
-            grads = torch.autograd.grad(outputs, probability, upstream, create_graph=True)
-            return (*grads, *nothing)
+        if (by_definition := second.gradient(ctx, probability, (within, total))) is not None:
+            return (*by_definition, *nothing)
         grad = torch.ops.denseloss.association_backward(filtered, degree, within, total)
         return (grad, *nothing)
 
@@ -68,10 +66,9 @@ def association(
         )
         return found
 
-    again = definition if learns(probability) and not torch.compiler.is_compiling() else None
     within, total = Ties.apply(
         probability.contiguous(),
-        again,
+        second.kept(definition, probability),
         image.float().contiguous(),
         float(radius),
         float(sigma_intensity),

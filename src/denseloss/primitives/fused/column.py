@@ -13,9 +13,9 @@ from torch import Tensor
 
 from denseloss import distributed
 from denseloss.backend import reference
-from denseloss.primitives.fused import layout
-from denseloss.primitives.fused.layout import learns, plain
-from denseloss.primitives.overlap import Overlap, ratio
+from denseloss.primitives.fused import layout, second
+from denseloss.primitives.fused.layout import plain
+from denseloss.primitives.overlap import Overlap, of_images, ratio
 from denseloss.primitives.together import Call, resized
 
 __all__ = [
@@ -46,6 +46,23 @@ class Term(NamedTuple):
             and self.class_weight is other.class_weight
             and self.by_class == other.by_class
         )
+
+    def definition(self, logits: Tensor, target: Tensor, **options: Any) -> Tensor:
+        """The loss that is this term, in plain torch."""
+        value: Tensor
+        if self.by_class:
+            value = reference("cross_entropy_loss")(
+                logits,
+                target,
+                class_weight=self.class_weight,
+                label_smoothing=self.smoothing,
+                **options,
+            )
+        else:
+            value = reference("focal_loss")(
+                logits, target, gamma=self.gamma, alpha=self.class_weight, **options
+            )
+        return value
 
 
 class Pixels(NamedTuple):
@@ -122,11 +139,8 @@ class Columns(torch.autograd.Function):
         gamma, smoothing, ignore, overlap, values, size, align_corners = ctx.options
         nothing = (None,) * 12
         terms = 1 if values else len(gamma)
-        if torch.is_grad_enabled() and ctx.definition is not None:
-            # With create_graph, the gradient must have a graph: that of the definition.
-            outputs = ctx.definition(logits)
-            ups = upstream[: len(outputs)]
-            return (*torch.autograd.grad(outputs, logits, ups, create_graph=True), *nothing)
+        if (by_definition := second.gradient(ctx, logits, upstream)) is not None:
+            return (*by_definition, *nothing)
         entropy = sums = each = None
         if values:
             each = upstream[0].float().contiguous()
@@ -240,10 +254,9 @@ def _run(
         class_weight = torch.stack(
             [ones if t.class_weight is None else t.class_weight.float() for t in terms]
         )
-    again = definition if learns(logits) and not torch.compiler.is_compiling() else None
     *results, weights = Columns.apply(
         logits,
-        again,
+        second.kept(definition, logits),
         target,
         weight,
         class_weight,
@@ -277,21 +290,9 @@ def _definition(
 
     def run(z: Tensor) -> tuple[Tensor, ...]:
         z = resized(z.squeeze(0).t() if rows else z, target, align_corners=align_corners)
-        likely = reference("softmax_likelihood")(z, target, weight, ignore)
-        values = []
-        for term in terms:
-            focal = likely.miss**term.gamma * -likely.log_p
-            if term.class_weight is not None:
-                focal = likely.per_class(term.class_weight) * focal
-            value = focal.sum(1)
-            if term.smoothing:
-                cw = torch.ones(()) if term.class_weight is None else term.class_weight
-                cw = cw.to(z).expand(z.shape[1]).reshape(-1, *[1] * (z.ndim - 2))
-                clear = torch.where(likely.valid.unsqueeze(1) != 0, z, 0)
-                spread = -(cw * clear.log_softmax(1)).mean(1)
-                value = (1 - term.smoothing) * value + term.smoothing * spread
-            values.append(likely.weight * value)
-        found = values if each else [value.sum() for value in values]
+        counted = {"weight": weight, "ignore_index": ignore}
+        reduction = "none" if each else "sum"
+        found = [term.definition(z, target, **counted, reduction=reduction) for term in terms]
         if overlap:
             sums = reference("softmax_overlap")(z, target, weight, ignore, pool="image")
             found += [sums.both, sums.predicted]
@@ -300,22 +301,19 @@ def _definition(
     return run
 
 
-def _found(key: tuple[Any, ...]) -> Pass | None:
+def _found(key: tuple[Any, ...], serves: Callable[[Pass], bool]) -> Pass | None:
+    """The pass, among those that this thread is inside of, that has what is asked for."""
     for shared in _passes():
-        if _same(shared.key, key):
+        if _same(shared.key, key) and serves(shared):
             return shared
-    _refuse_stand_in(key[0])
-    return None
-
-
-def _refuse_stand_in(logits: Tensor) -> None:
-    """What stands for resized logits holds no scores: a loss of it must find its pass."""
     for shared in _passes():
-        if shared.key[0] is logits and shared.resized:
+        # What stands for resized logits holds no scores: a loss of it must find its pass.
+        if shared.key[0] is key[0] and shared.resized:
             raise RuntimeError(
                 "denseloss: a loss inside AtTargetSize asked for what its pass has not computed; "
                 'please report it, and use backend.use("reference") meanwhile'
             )
+    return None
 
 
 def _entropy(
@@ -330,16 +328,15 @@ def _entropy(
     """A loss that is one entropy term."""
     key = _key(logits, target, weight, ignore)
     each = reduction == "none"
-    found = None if each else _found(key)
-    at = None if found is None else found.term(term)
-    if at is None:
-        _refuse_stand_in(logits)
-    if found is None or at is None:
+    found = _found(key, lambda done: not each and done.term(term) is not None)
+    at = 0 if found is None else found.term(term)
+    if found is None:
         pixels = _pixels(logits, target, weight, ignore, alone=not each)
         if pixels is None or not plain(term.class_weight):
             return None
         definition = _definition(key, (term,), each=each, rows=logits.ndim == 2 and not each)
-        found, at = _run(key, pixels, (term,), definition, values=each), 0
+        found = _run(key, pixels, (term,), definition, values=each)
+    assert at is not None
     value = found.values[at]
     if factor != 1.0:
         value = factor * value
@@ -428,21 +425,15 @@ def overlap(
     if threshold is not None:
         return None
     key = _key(logits, target, weight, ignore_index)
-    found = _found(key)
-    if found is None or not found.overlap:
-        _refuse_stand_in(logits)
+    found = _found(key, lambda done: bool(done.overlap))
+    if found is None:
         pixels = _pixels(logits, target, weight, ignore_index)
         if pixels is None:
             return None
         found = _run(key, pixels, (), _definition(key, (), overlap=True), overlap=True)
     both, predicted, true = found.overlap
-    present = found.weights[:, 1]
-    if pool == "image":
-        return Overlap(both, predicted, true, (present > 0).unsqueeze(1).expand(both.shape))
-    both, predicted, true, present = (
-        distributed.total(x.sum(0)) for x in (both, predicted, true, present)
-    )
-    return Overlap(both, predicted, true, (present > 0).expand(both.shape))
+    present = found.weights[:, 1:].expand(both.shape)
+    return of_images(both, predicted, true, present, pool=pool)
 
 
 # What each loss asks of a pass: a term, or the overlap sums (None).
@@ -521,7 +512,8 @@ def together(
             groups.append(group)
         group.add(term)
     axes = logits.ndim - 2
-    small = axes > 0 and target.shape[target.ndim - axes :] != logits.shape[2:]
+    size = target.shape[target.ndim - axes :]
+    small = axes > 0 and size != logits.shape[2:]
     if small and (served < len(calls) or axes != 2):
         # A loss that needs the logits at full size is there: then they are made for all.
         return None
@@ -537,7 +529,6 @@ def together(
     # Of full size, but without memory: the losses inside only look at its shape, and find the pass.
     stand_in = logits
     if small:
-        size = target.shape[target.ndim - axes :]
         stand_in = logits.detach().new_zeros(()).expand(*logits.shape[:2], *size)
     passes = []
     for group, pixels in ahead:

@@ -6,10 +6,12 @@ sees one opaque call. None of them differentiates: the autograd Functions beside
 
 All arithmetic is in float32 (sums in float64 or in blocks), whatever the dtype of the logits:
 float32, float16 or bfloat16. ``weight``, ``class_weight``, ``score``, ``upstream`` and ``grad_*``
-are float32. Nothing is ever written into an input. An element is *void* where its label or target
-is ``ignore``, or its weight is 0: whatever it holds (NaN too), it adds exactly 0 to every sum and
-gets exactly 0 as value and gradient. A label that is neither void nor a class makes the weight of
-its pixel NaN; a dense target outside (-0.5, 1.5) that is not void counts as NaN itself.
+are float32. Nothing but `rescale` writes into an input.
+
+An element is *void* where its label or target is ``ignore``, or its weight is 0: whatever it holds
+(NaN too), it adds exactly 0 to every sum and gets exactly 0 as value and gradient. A label that is
+neither void nor a class makes the weight of its pixel NaN; a dense target outside (-0.5, 1.5) that
+is not void counts as NaN itself.
 
 Layouts: ``logits`` are *dense* (a permutation of a contiguous tensor); ``target``, ``weight`` and
 ``upstream`` maps of the same shape have the same strides. For `column` and `region` they are
@@ -77,7 +79,7 @@ label_count: pixels of each class, float32 [classes], that are not void; all NaN
     neither void nor a class. target uint8/int32/int64 [n *s], weight [n *s].
 
 rescale: multiplies a dense ``grad`` in place by the float32 number ``factor``; nothing is touched
-    where that is 1. The one operator that writes into an argument.
+    where that is 1.
 """
 
 from __future__ import annotations

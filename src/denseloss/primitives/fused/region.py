@@ -8,12 +8,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from denseloss import distributed
 from denseloss.backend import reference
 from denseloss.primitives.edges import EdgeSums
-from denseloss.primitives.fused import layout
-from denseloss.primitives.fused.layout import learns, plain
-from denseloss.primitives.overlap import Overlap
+from denseloss.primitives.fused import layout, second
+from denseloss.primitives.fused.layout import plain
+from denseloss.primitives.overlap import Overlap, of_images
 
 __all__ = ["box_mean", "edge_sums", "overlap"]
 
@@ -44,11 +43,8 @@ class Regions(torch.autograd.Function):
         """The gradient by the logits."""
         logits, target, weight = ctx.saved_tensors
         nothing = (None,) * 5
-        if torch.is_grad_enabled() and ctx.definition is not None:
-            # With create_graph, the gradient must have a graph: that of the definition.
-            outputs = ctx.definition(logits)
-            ups = (both, predicted, value)[: len(outputs)]
-            return (*torch.autograd.grad(outputs, logits, ups, create_graph=True), *nothing)
+        if (by_definition := second.gradient(ctx, logits, (both, predicted, value))) is not None:
+            return (*by_definition, *nothing)
         ignore, entropy = ctx.options
         upstream = torch.stack([both, predicted, value], -1)
         grad = torch.ops.denseloss.region_backward(
@@ -71,8 +67,10 @@ def run(
         return None
     given = layout.masks(target, logits, where)
     counted = None if weight is None else layout.alike(weight.float(), logits, where)
-    again = definition if learns(logits) and not torch.compiler.is_compiling() else None
-    return Regions.apply(logits, again, given, counted, ignore, entropy)  # type: ignore[no-any-return]
+    sums: tuple[Tensor, ...] = Regions.apply(
+        logits, second.kept(definition, logits), given, counted, ignore, entropy
+    )
+    return sums
 
 
 def overlap(
@@ -96,12 +94,7 @@ def overlap(
     if done is None:
         return None
     both, predicted, _, true, present, _ = done
-    if pool == "image":
-        return Overlap(both, predicted, true, present > 0)
-    both, predicted, true, present = (
-        distributed.total(x.sum(0)) for x in (both, predicted, true, present)
-    )
-    return Overlap(both, predicted, true, present > 0)
+    return of_images(both, predicted, true, present, pool=pool)
 
 
 def box_mean(x: Tensor, window: int, *, border: str) -> Tensor | None:

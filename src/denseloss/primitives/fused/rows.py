@@ -15,7 +15,7 @@ from torch import Tensor
 
 from denseloss import distributed
 from denseloss.backend import reference
-from denseloss.primitives.fused import layout
+from denseloss.primitives.fused import layout, second
 from denseloss.primitives.fused.layout import learns, plain
 from denseloss.targets import ClassScores
 
@@ -68,11 +68,8 @@ class Rows(torch.autograd.Function):
         """The gradient by the logits."""
         logits, *tensors = ctx.saved_tensors
         nothing = (None,) * (6 + len(ctx.numbers))
-        if torch.is_grad_enabled() and ctx.definition is not None:
-            # With create_graph, the gradient must have a graph: that of the definition.
-            value = ctx.definition(logits)
-            grads = torch.autograd.grad(value, logits, upstream, create_graph=True)
-            return (*grads, *nothing)
+        if (by_definition := second.gradient(ctx, logits, (upstream,))) is not None:
+            return (*by_definition, *nothing)
         grad, ctx.grad = ctx.grad, None
         if grad is not None:  # handed out once; a second backward computes it anew
             torch.ops.denseloss.rescale(grad, upstream.float())
@@ -102,20 +99,20 @@ def _reduced(
 ) -> Tensor:
     """The loss from its operator: ``loss``, ``arguments`` and ``options`` name its definition."""
     each = reduction == "none"
-    learning, compiling = learns(logits), torch.compiler.is_compiling()
+    compiling = torch.compiler.is_compiling()
     # Where nothing is void, the mean needs no count, and the operator divides at once. (Compiled, a
     # number made of the sizes would make a new graph for each size.)
     known = reduction == "mean" and not weighted and not compiling and distributed.alone()
     scale = 1 / rows if known else 1.0
     # float16 gradients must see the upstream scale (GradScaler's 65536) before they are rounded.
-    ahead = learning and not each and not compiling and logits.dtype != torch.float16
+    ahead = learns(logits) and not each and not compiling and logits.dtype != torch.float16
 
     def definition(z: Tensor) -> Tensor:
         kept = "none" if each else "sum"
         value: Tensor = reference(loss)(z, *arguments, **options, reduction=kept)
         return value if each else scale * value
 
-    again = definition if learning and not compiling else None
+    again = second.kept(definition, logits)
     counted = weighted and reduction == "mean"
     result = Rows.apply(logits, again, name, each, scale, ahead, counted, *rest)
     if counted:
@@ -155,9 +152,9 @@ def _pointwise(
             return None
         rows = logits.shape[:-1]
         given = layout.labels(label, rows)
-        score = layout.weights(score, rows)
+        score = _row_weights(score, rows)
         if weight is not None:
-            full = weight.squeeze(-1).expand(rows).float().contiguous()
+            full = _row_weights(weight.squeeze(-1), rows)
     else:
         if not plain(target, weight, channels):
             return None

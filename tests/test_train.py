@@ -470,7 +470,7 @@ def test_two_devices_leave_one_run(folder: Path, tmp_path: Path) -> None:
 
 # ---------------------------------------------------------------- interrupted and resumed
 
-LONG = ("--steps", "120", "--val-every", "4", "--size", "32", "--batch-size", "2")
+LONG = ("--steps", "120", "--val-every", "10", "--size", "32", "--batch-size", "2")
 
 
 def started(folder: Path, out: Path, *options: str, workers: int) -> subprocess.Popen[str]:
@@ -498,7 +498,7 @@ def wait_for_rows(run: subprocess.Popen[str], out: Path, *, count: int) -> None:
 @pytest.fixture(scope="module")
 def uninterrupted(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> str:
     out = tmp_path_factory.mktemp("runs") / "whole"
-    train(tiny(folder, out, steps=120, val_every=4))
+    train(tiny(folder, out, steps=120, val_every=10))
     return (out / "metrics.csv").read_text()
 
 
@@ -527,7 +527,7 @@ def test_an_interrupted_run_resumes_exactly(
         assert line.startswith("denseloss: stopped; ")
         assert "the same command goes on from step" in line
 
-    settings = tiny(folder, out, steps=120, val_every=4)
+    settings = tiny(folder, out, steps=120, val_every=10)
     with pytest.raises(InputError, match=r"lr was 0\.005, now it is 0\.001"):
         train(replace(settings, lr=0.001))
     result = train(settings)

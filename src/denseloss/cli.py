@@ -80,6 +80,8 @@ def train(
     classes: str | None = None,
     ignore_index: int | None = None,
     val_share: float = 0.2,
+    test_share: float = 0.0,
+    split_seed: int | None = None,
     val_every: int | None = None,
     patience: int | None = None,
     workers: int | None = None,
@@ -112,6 +114,8 @@ def train(
         classes: How many classes there are, or their names with commas, background first.
         ignore_index: Mask value of the pixels that do not count.
         val_share: Share of the images to validate on where the folder has no split.
+        test_share: Share of the images to hold out where the folder has no test split.
+        split_seed: Decides the split where the folder has none; by default the seed does.
         val_every: Steps between validations; by default about 20 validations in all.
         patience: Stop after this many validations without a better Dice.
         workers: Processes that load images; by default as many as there are cores to spare.
@@ -145,6 +149,8 @@ def train(
         classes=_classes(classes),
         ignore_index=ignore_index,
         val_share=val_share,
+        test_share=test_share,
+        split_seed=split_seed,
         val_every=val_every,
         patience=patience,
         workers=workers,

@@ -30,6 +30,8 @@ from denseloss.data.synthetic import Scenes
 
 Progress = Callable[[Iterable[Any]], Iterable[Any]]
 
+_SPLIT_NAMES = {"val": "validation", "test": "a held-out split"}
+
 
 @dataclass(frozen=True)
 class SegmentationData:
@@ -185,6 +187,7 @@ def open_data(
     ignore_index: int | None = None,
     seed: int = 0,
     val_share: float = 0.2,
+    test_share: float = 0.0,
     progress: Progress | None = None,
 ) -> SegmentationData:
     """Open a data set for semantic segmentation; its format is found by looking.
@@ -197,6 +200,7 @@ def open_data(
         ignore_index: The raw mask value of void pixels.
         seed: Which samples become validation samples where the folder has no split.
         val_share: How many of them do.
+        test_share: How many samples are held out where the folder has no test split.
         progress: Wraps the loop over the files, as `tqdm` or `rich.progress.track` do.
 
     Raises:
@@ -209,6 +213,7 @@ def open_data(
         ignore_index=ignore_index,
         seed=seed,
         val_share=val_share,
+        test_share=test_share,
         progress=progress,
         findings=Findings(stop=True),
         whole=False,
@@ -224,6 +229,7 @@ def survey(
     ignore_index: int | None,
     seed: int,
     val_share: float,
+    test_share: float = 0.0,
     progress: Progress | None,
     findings: Findings,
     whole: bool,
@@ -255,7 +261,7 @@ def survey(
         layout.splits[split] = [
             s for s in group if s in masks and not {s.image, s.mask} & findings.bad
         ]
-    train, val, test, note = _split(layout, seed=seed, val_share=val_share)
+    train, val, test, note = _split(layout, seed=seed, val_share=val_share, test_share=test_share)
     window = deep_window([i.deep_range for i in images.values() if i.deep_range is not None])
     notes = [*layout.notes, *labels.notes]
     if window is not None:
@@ -344,41 +350,62 @@ def shares_of(pixels: Counter[int | None], num_classes: int) -> tuple[float, tup
 
 
 def _split(
-    layout: Layout, *, seed: int, val_share: float
+    layout: Layout, *, seed: int, val_share: float, test_share: float
 ) -> tuple[tuple[Sample, ...], tuple[Sample, ...], tuple[Sample, ...], str]:
     if not 0 < val_share < 1:
         raise DataError(f"val_share {val_share:g}: the validation share lies between 0 and 1")
+    if not 0 <= test_share < 1 - val_share:
+        raise DataError(
+            f"test_share {test_share:g}: the held-out share lies between 0 and "
+            f"{1 - val_share:g}, the rest beside validation"
+        )
     groups = layout.splits
-    whole = None in groups
     train = groups.get(None) or groups.get("train") or []
     val, test = groups.get("val") or [], groups.get("test") or []
     if not train:
         raise DataError(f"{layout.root}: has no train split, only val or test; add train/")
-    if val:
-        note = "as in the folder"
-    else:
-        if len(train) < 2:
-            raise DataError(
-                f"{layout.root}: only one pair of image and mask; training and validation need "
-                "at least 2"
-            )
-        train, val = _drawn_split(train, seed=seed, val_share=val_share)
-        lacks = "no split" if whole else "no val split"
-        note = f"{lacks} in the folder: {len(train)} train / {len(val)} val by seed {seed}"
-    return tuple(train), tuple(val), tuple(test), note
+    shares = {}
+    if not val:
+        shares["val"] = val_share
+    if not test and test_share > 0:
+        shares["test"] = test_share
+    if len(train) < 1 + len(shares):
+        pairs = "one pair" if len(train) == 1 else f"{len(train)} pairs"
+        raise DataError(
+            f"{layout.root}: only {pairs} of image and mask; training and "
+            f"{' and '.join(_SPLIT_NAMES[name] for name in shares)} need at least "
+            f"{1 + len(shares)}"
+        )
+    if not shares:
+        return tuple(train), tuple(val), tuple(test), "as in the folder"
+    train, drawn = _drawn_split(train, seed=seed, shares=shares)
+    lacks = (
+        "no split" if None in groups else " and ".join(f"no {name}" for name in shares) + " split"
+    )
+    counts = " / ".join(f"{len(group)} {name}" for name, group in drawn.items())
+    note = f"{lacks} in the folder: {len(train)} train / {counts} by seed {seed}"
+    return tuple(train), tuple(drawn.get("val", val)), tuple(drawn.get("test", test)), note
 
 
 def _drawn_split(
-    samples: list[Sample], *, seed: int, val_share: float
-) -> tuple[list[Sample], list[Sample]]:
+    samples: list[Sample], *, seed: int, shares: dict[str, float]
+) -> tuple[list[Sample], dict[str, list[Sample]]]:
     # By a digest of each name: the same on every machine and in every order of listing, and an
-    # image added later moves few others.
+    # image added later moves few others. Validation images are drawn first, so that they are the
+    # same with a held-out split and without.
     def digest(sample: Sample) -> bytes:
         return hashlib.blake2b(f"{seed}/{sample.name}".encode(), digest_size=16).digest()
 
-    count = min(max(1, round(len(samples) * val_share)), len(samples) - 1)
-    chosen = set(sorted(samples, key=digest)[:count])
-    return [s for s in samples if s not in chosen], [s for s in samples if s in chosen]
+    order = sorted(samples, key=digest)
+    drawn: dict[str, list[Sample]] = {}
+    taken: set[Sample] = set()
+    for left, (name, share) in zip(reversed(range(len(shares))), shares.items(), strict=True):
+        # At least one for this split, for those that follow, and for training.
+        count = min(max(1, round(len(samples) * share)), len(samples) - len(taken) - left - 1)
+        chosen = set(order[len(taken) : len(taken) + count])
+        drawn[name] = [s for s in samples if s in chosen]
+        taken |= chosen
+    return [s for s in samples if s not in taken], drawn
 
 
 def _synthetic(

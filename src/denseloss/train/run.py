@@ -142,8 +142,9 @@ def _open(settings: TrainSettings, console: Console) -> SegmentationData:
         task=settings.task,
         classes=settings.classes,
         ignore_index=settings.ignore_index,
-        seed=settings.seed,
+        seed=settings.seed if settings.split_seed is None else settings.split_seed,
         val_share=settings.val_share,
+        test_share=settings.test_share,
         progress=progress if console.is_terminal else None,
     )
     for line in data.describe():

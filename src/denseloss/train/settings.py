@@ -48,6 +48,8 @@ class TrainSettings:
     weight_decay: float = 1e-4
     val_every: int | None = None
     val_share: float = 0.2
+    test_share: float = 0.0
+    split_seed: int | None = None
     patience: int | None = None
     model: str = "dynunet"
     deep_supervision: bool = False
@@ -80,13 +82,19 @@ def check_settings(settings: TrainSettings) -> None:
     for name, value in positive.items():
         if value is not None and not 0 < value < float("inf"):
             raise InputError(f"--{name} {value:g}: must be larger than 0")
-    for name, value in {"seed": settings.seed, "workers": settings.workers}.items():
+    whole = {"seed": settings.seed, "split-seed": settings.split_seed, "workers": settings.workers}
+    for name, value in whole.items():
         if value is not None and value < 0:
             raise InputError(f"--{name} {value}: must be 0 or larger")
     if not 0 <= settings.weight_decay < float("inf"):
         raise InputError(f"--weight-decay {settings.weight_decay:g}: must be 0 or larger")
     if not 0 < settings.val_share < 1:
         raise InputError(f"--val-share {settings.val_share:g}: must lie between 0 and 1")
+    if not 0 <= settings.test_share < 1 - settings.val_share:
+        raise InputError(
+            f"--test-share {settings.test_share:g}: must lie between 0 and "
+            f"{1 - settings.val_share:g}, the rest beside --val-share"
+        )
     if settings.minutes is not None and settings.devices != "1":
         raise InputError("--minutes works with one device; give --steps or --epochs with several")
 

@@ -464,7 +464,7 @@ def test_two_devices_leave_one_run(folder: Path, tmp_path: Path) -> None:
     assert run.returncode == 0, complaint
     assert complaint == ""
     assert shown.count("best: step") == 1
-    assert "40 steps of 4 images" in shown
+    assert "120 steps of 4 images" in shown
     assert {path.name for path in out.iterdir()} == FILES
 
 

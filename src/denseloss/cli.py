@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from denseloss.compare.run import CompareResult
     from denseloss.train.run import TrainResult
 
 _EXTRA = 'pip install "denseloss[train]"'
@@ -171,6 +172,158 @@ def train(
     return 0
 
 
+def compare(
+    data: str = "synthetic:blobs",
+    /,
+    *,
+    loss: tuple[str, ...] = (),
+    out: Path | None = None,
+    seeds: int = 5,
+    lr: int = 3,
+    lr_seeds: int = 1,
+    base_lr: float | None = None,
+    steps: int | None = None,
+    epochs: int | None = None,
+    budget: str | None = None,
+    metric: str = "dice",
+    pooled: bool = False,
+    effect: float = 0.01,
+    level: float = 0.95,
+    engine: Literal["local", "ray"] = "local",
+    jobs: int | None = None,
+    address: str | None = None,
+    retry: bool = False,
+    size: int | None = None,
+    batch_size: int = 8,
+    weight_decay: float = 1e-4,
+    model: str = "dynunet",
+    deep_supervision: bool = False,
+    task: Task = "auto",
+    classes: str | None = None,
+    ignore_index: int | None = None,
+    val_share: float = 0.2,
+    test_share: float = 0.2,
+    split_seed: int = 0,
+    val_every: int | None = None,
+    workers: int = 0,
+    precision: Literal["auto", "bf16-mixed", "16-mixed", "32-true"] = "auto",
+    accelerator: Literal["auto", "cpu", "cuda", "mps"] = "auto",
+) -> int:
+    """Train with several losses, several seeds each, and report which one suits the data.
+
+    Every trial is a run of `denseloss train` in a folder of its own. A comparison that was
+    interrupted goes on when the same command is given again; losses, seeds and learning rates can
+    be added to one that is finished.
+
+    Args:
+        data: Folder of images and masks, Pascal VOC folder, or synthetic:NAME.
+        loss: Weighted sum of losses; give it several times, the baseline first. auto proposes
+            losses for the data, each with its reason.
+        out: The comparison's folder; by default runs/compare-DATA.
+        seeds: Networks to train with each loss.
+        lr: How many learning rates every loss tries, the default in the middle; the best on
+            validation is taken.
+        lr_seeds: On how many of the seeds they are tried.
+        base_lr: The learning rate in the middle; by default 0.005 for dynunet, 0.002 for smp.
+        steps: Steps of each trial; by default 500.
+        epochs: Passes over the training images instead.
+        budget: Time for all trials instead, such as 30m or 1h30m; the steps are planned by timing
+            a few.
+        metric: What the verdict is about: dice, iou, precision, recall, f2, boundary_f or hd95.
+        pooled: Judge all held-out pixels together, not image by image.
+        effect: The smallest difference that matters to you.
+        level: Of the confidence intervals.
+        engine: Processes on this machine, or a Ray cluster.
+        jobs: Trials at a time; by default one per GPU, or one per core.
+        address: Of the Ray cluster; without it Ray starts on this machine.
+        retry: Run trials again whose loss became NaN or infinite.
+        size: Side of the training squares in pixels; by default up to 192, as the images allow.
+        batch_size: Images per step.
+        weight_decay: Weight decay of AdamW.
+        model: dynunet, or smp:ARCH:ENCODER (segmentation-models-pytorch).
+        deep_supervision: Let dynunet predict at smaller sizes, too, while it trains.
+        task: What the masks mean; auto looks.
+        classes: How many classes there are, or their names with commas, background first.
+        ignore_index: Mask value of the pixels that do not count.
+        val_share: Share of the images to validate on where the folder has no split.
+        test_share: Share of the images to hold out where the folder has no test split.
+        split_seed: Decides the split where the folder has none.
+        val_every: Steps between validations; by default about 20 validations in all.
+        workers: Processes that load images, for each trial.
+        precision: Of the network; losses are always computed in float32.
+        accelerator: What to train on.
+    """
+    from denseloss.compare import CompareSettings
+    from denseloss.compare import compare as run
+    from denseloss.compare.settings import seconds
+    from denseloss.compose import ParseError
+    from denseloss.data import DataError
+    from denseloss.train import InputError, InterruptedRunError
+
+    console = _console()
+    try:
+        settings = CompareSettings(
+            data=data,
+            losses=loss,
+            out=out,
+            seeds=seeds,
+            lr=lr,
+            lr_seeds=lr_seeds,
+            base_lr=base_lr,
+            steps=steps,
+            epochs=epochs,
+            budget=None if budget is None else seconds(budget),
+            metric=metric,
+            pooled=pooled,
+            effect=effect,
+            level=level,
+            engine=engine,
+            jobs=jobs,
+            address=address,
+            retry=retry,
+            size=size,
+            batch_size=batch_size,
+            weight_decay=weight_decay,
+            model=model,
+            deep_supervision=deep_supervision,
+            task=None if task == "auto" else task,
+            classes=_classes(classes),
+            ignore_index=ignore_index,
+            val_share=val_share,
+            test_share=test_share,
+            split_seed=split_seed,
+            val_every=val_every,
+            workers=workers,
+            precision=precision,
+            accelerator=accelerator,
+        )
+        result = run(settings, console=console)
+    except (DataError, InputError, ParseError) as error:
+        return _complain(str(error))
+    except InterruptedRunError as stop:
+        return _complain(str(stop), code=stop.exit_code)
+    _say_verdict(result, console)
+    return 0
+
+
+def report(runs: Path, /) -> int:
+    """Make the report of a comparison again, from its folder alone.
+
+    Args:
+        runs: The folder that `denseloss compare` wrote.
+    """
+    from denseloss.compare import report as make
+    from denseloss.train import InputError
+
+    console = _console()
+    try:
+        result = make(runs)
+    except InputError as error:
+        return _complain(str(error))
+    _say_verdict(result, console)
+    return 0
+
+
 def check(
     data: str = "synthetic:blobs",
     /,
@@ -273,7 +426,14 @@ def _parsed(words: Sequence[str]) -> Callable[[], int]:
     """Return the call that the words ask for; what is wrong with them becomes one line."""
     import tyro
 
-    verbs: dict[str, Verb] = {"train": train, "check": check, "ls": ls, "show": show}
+    verbs: dict[str, Verb] = {
+        "train": train,
+        "compare": compare,
+        "report": report,
+        "check": check,
+        "ls": ls,
+        "show": show,
+    }
     complaint = io.StringIO()
     try:
         with contextlib.redirect_stderr(complaint):
@@ -281,12 +441,13 @@ def _parsed(words: Sequence[str]) -> Callable[[], int]:
                 {name: _deferred(verb) for name, verb in verbs.items()},
                 args=words,
                 prog="denseloss",
-                description="Losses for dense prediction: train with them on your own images.",
+                description="Losses for dense prediction, trained and compared on your own images.",
                 config=(
                     tyro.conf.DisallowNone,
                     tyro.conf.FlagCreatePairsOff,
                     tyro.conf.HelptextFromCommentsOff,
                     tyro.conf.PositionalMetavarFromFieldName,
+                    tyro.conf.UseAppendAction,
                 ),
             )
             return call
@@ -422,6 +583,44 @@ def _classes(text: str | None) -> int | tuple[str, ...] | None:
     if text is None:
         return None
     return int(text) if text.isdecimal() else tuple(part.strip() for part in text.split(","))
+
+
+def _say_verdict(result: "CompareResult", console: "Console") -> None:
+    """Print the verdict, what weakens it, the scores and the files."""
+    from rich.table import Table
+
+    results = result.results
+    main, pooling = results.metrics[0], results.pooling
+    how = "mean over the held-out images" if pooling == "image" else "all held-out pixels together"
+    console.print()
+    digits = 2 if main.unit else 4
+    table = Table("loss", "lr", "seeds", main.name, f"{results.level:.0%} interval", box=None)
+    for loss in results.losses:
+        score = loss.scores.get((main.key, pooling))
+        cells = ("no trial finished", "")
+        if score is not None:
+            interval = f"{score.low:.{digits}f} to {score.high:.{digits}f}"
+            cells = (f"{score.value:.{digits}f}", interval if score.low == score.low else "none")
+        lr = f"{loss.lr:g}" if loss.lr == loss.lr else ""
+        table.add_row(loss.loss, lr, str(len(loss.seeds)), *cells)
+    _say(console, f"{main.name}, {how}, mean over the seeds:")
+    console.print(table, highlight=False, markup=False)
+    console.print()
+    for line in results.verdict:
+        _say(console, line)
+    for line in results.warnings:
+        _say(console, f"note: {line}")
+    _say(console, f"files in {result.folder}:")
+    for name, what in (
+        ("report.html", "the report: open it in a browser"),
+        ("report.md", "the same as text"),
+        ("results.csv", "a row per loss, seed, metric and class"),
+        ("images.csv", "a row per loss, seed and held-out image"),
+        ("results.jsonl", "a line per loss: estimates, intervals, tests"),
+        ("trials/", "a folder of denseloss train per trial"),
+    ):
+        _say(console, f"  {name:<13} {what}")
+    _say(console, f"report: {result.report}")
 
 
 def _report(result: "TrainResult", data: str, console: "Console") -> None:

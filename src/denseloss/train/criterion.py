@@ -2,7 +2,7 @@
 
 import inspect
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -50,14 +50,24 @@ class TaskCriterion(nn.Module):
         self.task: Task = task
         self.num_outputs = 1 if task == "binary" else num_classes
         self.notes: tuple[str, ...] = ()
-        terms: dict[str, nn.Module | tuple[float, nn.Module]] = {}
+        terms: dict[str, tuple[float, nn.Module]] = {}
         for name, weight, loss in weighted_sum.named_terms():
             if not isinstance(loss, LossModule):
                 raise InputError(f"--loss: {name} is no loss of the catalogue; see `denseloss ls`")
             terms[name] = (weight, self._adapted(name, loss))
         self.names = tuple(terms)
+        self._independent = all(isinstance(loss, OnMasks) for _, loss in terms.values())
         # A network without heads gives one map, whose share is 1.
         self.criterion = DeepSupervision(WeightedSum(**terms))
+
+    @property
+    def link(self) -> Literal["softmax", "sigmoid"]:
+        """What makes the logits the probabilities that the loss trains.
+
+        `"sigmoid"` on a binary task, and on a multiclass task where every term takes independent
+        channels; otherwise `"softmax"`.
+        """
+        return "sigmoid" if self.task == "binary" or self._independent else "softmax"
 
     def forward(self, outputs: Sequence[Tensor], classes: Tensor, *, image: Tensor) -> Tensor:
         """Return the weighted terms; their sum is the loss.

@@ -51,7 +51,7 @@ from denseloss.train.settings import (
     with_validations,
     world_size,
 )
-from denseloss.train.timing import steps_in
+from denseloss.train.timing import seconds_of_parts, steps_in
 
 # What may differ when a run is resumed: it changes how fast the numbers come, not the numbers.
 _FREE = ("workers", "logger")
@@ -94,26 +94,9 @@ def train(settings: TrainSettings, *, console: Console | None = None) -> TrainRe
     # The other processes of a run start when the first has written the configuration.
     before = folder.unfinished() if first else folder.config()
     data = _open(settings, console)
-    criterion = TaskCriterion(weighted_sum, task=data.task, num_classes=data.num_classes)
     settings = resolved(settings, data)
     with _quiet_lightning(), _explained():
-        torch.set_num_threads(settings.threads or 1)
-        torch.manual_seed(mixed(settings.seed))
-        model = build_model(
-            settings.model,
-            num_outputs=criterion.num_outputs,
-            deep_supervision=settings.deep_supervision,
-        )
-        loading = Loading(
-            data=data,
-            size=settings.size or 0,
-            batch_size=settings.batch_size,
-            seed=settings.seed,
-            workers=settings.workers or 0,
-        )
-        task = SegmentationTask(
-            model, criterion, task=data.task, class_names=data.class_names, seed=settings.seed
-        )
+        task, loading = _prepared(settings, weighted_sum, data)
         if settings.steps is None:
             settings = replace(settings, steps=_steps(settings, before, task, loading))
         settings = with_validations(settings, images=len(data.train))
@@ -121,11 +104,60 @@ def train(settings: TrainSettings, *, console: Console | None = None) -> TrainRe
         trainer, records = _trainer(settings, folder, loading, console)
         if first:
             _start(folder, before, _config(settings, data))
-        for line in (*plan_lines(settings, data, model, criterion), f"out: {folder.path}"):
+        for line in (
+            *plan_lines(settings, data, task.model, task.criterion),
+            f"out: {folder.path}",
+        ):
             console.print(line, highlight=False, markup=False, soft_wrap=True)
         with _stoppable(trainer, folder, records):
             summary = _fit(trainer, folder, task, loading, records, loss=settings.loss)
     return TrainResult(folder=folder.path, summary=summary)
+
+
+def step_times(settings: TrainSettings) -> tuple[float, float]:
+    """Time a training step and a whole validation of a run, without leaving anything behind.
+
+    Args:
+        settings: Of the run; how long it is to be does not matter.
+
+    Returns:
+        Seconds of a step and of a validation, on this machine as busy as it is now.
+
+    Raises:
+        InputError: A setting cannot be used.
+        DataError: The data cannot be used.
+    """
+    check_settings(settings)
+    data = _open(settings, Console(quiet=True))
+    settings = resolved(settings, data)
+    with _quiet_lightning(), _explained():
+        task, loading = _prepared(settings, compose.parse(settings.loss), data)
+        return seconds_of_parts(task, loading, trainer_options=_trainer_options(settings))
+
+
+def _prepared(
+    settings: TrainSettings, weighted_sum: compose.WeightedSum, data: SegmentationData
+) -> tuple[SegmentationTask, Loading]:
+    """Build the network and what it is fed; the same seed gives the same weights to every loss."""
+    criterion = TaskCriterion(weighted_sum, task=data.task, num_classes=data.num_classes)
+    torch.set_num_threads(settings.threads or 1)
+    torch.manual_seed(mixed(settings.seed))
+    model = build_model(
+        settings.model,
+        num_outputs=criterion.num_outputs,
+        deep_supervision=settings.deep_supervision,
+    )
+    loading = Loading(
+        data=data,
+        size=settings.size or 0,
+        batch_size=settings.batch_size,
+        seed=settings.seed,
+        workers=settings.workers or 0,
+    )
+    task = SegmentationTask(
+        model, criterion, task=data.task, class_names=data.class_names, seed=settings.seed
+    )
+    return task, loading
 
 
 def is_first_process() -> bool:

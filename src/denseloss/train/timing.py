@@ -28,12 +28,12 @@ def steps_in(
         validations: How many there will be.
         trainer_options: Of the trainer that will train.
     """
-    step, validation = _seconds(task, loading, trainer_options)
+    step, validation = seconds_of_parts(task, loading, trainer_options=trainer_options)
     return max(1, int((60 * minutes - validations * validation) / step))
 
 
-def _seconds(
-    task: SegmentationTask, loading: Loading, trainer_options: dict[str, Any]
+def seconds_of_parts(
+    task: SegmentationTask, loading: Loading, *, trainer_options: dict[str, Any]
 ) -> tuple[float, float]:
     """Measure a training step and a whole validation, on a copy."""
     trial = copy.deepcopy(task)

@@ -1,0 +1,67 @@
+"""A time for all trials becomes a number of steps: a plan in steps can be repeated."""
+
+import math
+from collections.abc import Sequence
+
+from denseloss.compare.worker import Times
+from denseloss.train import InputError
+from denseloss.train.settings import TrainSettings, with_validations
+
+_MIN_STEPS = 20
+_MOST_STEPS = 10_000_000
+
+
+def steps_within(
+    budget: float,
+    times: Sequence[Times],
+    *,
+    trials: int,
+    slots: int,
+    settings: TrainSettings,
+    images: int,
+) -> int:
+    """Return how many steps each trial can have.
+
+    Args:
+        budget: Seconds for all trials.
+        times: Of some trials; the slowest counts.
+        trials: How many there are.
+        slots: How many run at a time.
+        settings: Of a trial: how often it validates depends on its steps.
+        images: To train on.
+
+    Raises:
+        InputError: Not even the shortest trials fit.
+    """
+    step = max(t.step for t in times)
+    validation = max(t.validation for t in times)
+    rest = max(t.rest for t in times)
+    waves = max(1, math.ceil(trials / slots))
+
+    def seconds(steps: int) -> float:
+        from dataclasses import replace
+
+        every = with_validations(replace(settings, steps=steps), images=images).val_every
+        validations = math.ceil(steps / (every or steps))
+        return waves * (rest + steps * step + validations * validation)
+
+    if seconds(_MIN_STEPS) > budget:
+        raise InputError(
+            f"--budget: {trials} trials of {_MIN_STEPS} steps need about "
+            f"{_words(seconds(_MIN_STEPS))} here, {slots} at a time; give more time, fewer "
+            "--seeds or losses, or --lr 1"
+        )
+    low, high = _MIN_STEPS, _MIN_STEPS
+    while seconds(high) <= budget and high < _MOST_STEPS:
+        low, high = high, 2 * high
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (middle, high) if seconds(middle) <= budget else (low, middle)
+    return low
+
+
+def _words(seconds: float) -> str:
+    minutes = seconds / 60
+    return (
+        f"{minutes / 60:.1f} hours" if minutes >= 100 else f"{max(1, math.ceil(minutes))} minutes"
+    )

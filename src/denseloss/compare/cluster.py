@@ -1,0 +1,219 @@
+"""Trials on a Ray cluster: the same trials, wherever there is a free GPU or core."""
+
+import io
+import tarfile
+import tempfile
+import time
+import uuid
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from denseloss.compare.local import Outcome
+from denseloss.compare.trials import Failed, Trial, TrialFolder
+from denseloss.compare.worker import Job, Times
+from denseloss.train import InputError
+
+# A worker that was killed, or whose machine was taken away: the trial goes on elsewhere.
+_RETRIES = 3
+_MARK = ".cluster"
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What comes back from the cluster.
+
+    Attributes:
+        failed: Why the trial failed, None if it did not.
+        packed: The trial's folder and log as a tar file, where the machine that ran it does not
+            see the comparison's folder; empty where it does.
+    """
+
+    failed: Failed | None
+    packed: bytes
+
+
+class RayEngine:
+    """A Ray cluster.
+
+    A machine of the cluster that sees the comparison's folder under the same path (a shared file
+    system) trains in it, and a trial whose worker is killed goes on from its last checkpoint. From
+    other machines the folder of a finished trial is sent here. All must see the data under the same
+    path, and have denseloss installed.
+
+    Args:
+        root: The comparison's folder.
+        address: Of the cluster; None is that of `RAY_ADDRESS`, or a new one on this machine.
+        jobs: How many trials at a time; None for one per GPU, or one per core.
+        accelerator: What is trained on.
+
+    Raises:
+        InputError: Ray is not installed, or the cluster does not answer.
+    """
+
+    def __init__(
+        self, root: Path, *, address: str | None, jobs: int | None, accelerator: str
+    ) -> None:
+        try:
+            import ray
+        except ModuleNotFoundError:
+            raise InputError('--engine ray needs Ray: pip install "denseloss[ray]"') from None
+        self._ray: Any = ray
+        self._own = not self._ray.is_initialized()
+        if self._own:
+            try:
+                ray.init(address=address, log_to_driver=False, logging_level="error")
+            except (ConnectionError, RuntimeError, ValueError, TimeoutError) as error:
+                raise InputError(
+                    f"--address {address}: no Ray cluster answers there "
+                    f"({' '.join(str(error).split())[:200]})"
+                ) from None
+        self._jobs = jobs
+        self._gpus = accelerator in ("cuda", "gpu") or (
+            accelerator == "auto" and self._ray.cluster_resources().get("GPU", 0) > 0
+        )
+        self._running: dict[Any, Job] = {}
+        self._root = root
+        self._mark = ""
+
+    @property
+    def name(self) -> str:
+        """In words, for the reader."""
+        machines = len([n for n in self._ray.nodes() if n["Alive"]])
+        what = "GPU" if self._gpus else "core"
+        return (
+            f"a Ray cluster of {machines} machine{'s' * (machines != 1)}, {self.slots} "
+            f"trial{'s' * (self.slots != 1)} at a time, a {what} each"
+        )
+
+    @property
+    def slots(self) -> int:
+        """How many trials it runs at a time; a cluster may grow."""
+        there = int(self._ray.cluster_resources().get("GPU" if self._gpus else "CPU", 0))
+        return self._jobs or max(1, there)
+
+    def free(self) -> bool:
+        """Whether it takes another trial; one waits in line: a cluster grows when there are such."""
+        return len(self._running) < self.slots + (self._jobs is None)
+
+    def start(self, job: Job) -> None:
+        """Hand a trial to the cluster."""
+        if not self._mark:
+            self._mark = uuid.uuid4().hex
+            (self._root / _MARK).write_text(self._mark, encoding="utf-8")
+        self._running[self._remote(_train_there).remote(job.to_json(), self._mark)] = job
+
+    def wait(self, seconds: float) -> list[Outcome]:
+        """Return the trials that ended, after at most so long."""
+        if not self._running:
+            time.sleep(seconds)
+            return []
+        ready, _ = self._ray.wait([*self._running], num_returns=1, timeout=seconds)
+        return [self._outcome(reference) for reference in ready]
+
+    def stop(self) -> None:
+        """End all trials that run, and Ray if it was started for them."""
+        for reference in self._running:
+            self._ray.cancel(reference, force=True)
+        self._running.clear()
+        if self._own:
+            self._ray.shutdown()
+
+    def probe(self, jobs: Sequence[Job]) -> list[Times]:
+        """Time trials that run at the same time, as they will later.
+
+        Raises:
+            InputError: One cannot be run.
+        """
+        remote = self._remote(_time_there)
+        try:
+            return [
+                Times(**said) for said in self._ray.get([remote.remote(j.to_json()) for j in jobs])
+            ]
+        except self._ray.exceptions.RayError as error:
+            raise InputError(f"--budget: a trial could not be timed: {_in_a_line(error)}") from None
+
+    def _remote(self, function: Callable[..., Any]) -> Any:
+        # A process of its own for each trial (max_calls), as on one machine.
+        return self._ray.remote(
+            num_cpus=1, num_gpus=1 if self._gpus else 0, max_calls=1, max_retries=_RETRIES
+        )(function)
+
+    def _outcome(self, reference: Any) -> Outcome:
+        job = self._running.pop(reference)
+        try:
+            answer: Answer = self._ray.get(reference)
+            if answer.packed:
+                _unpack(answer.packed, TrialFolder(job.root, job.trial))
+            failed = answer.failed
+        except self._ray.exceptions.RayError as error:
+            failed = Failed(error=_in_a_line(error), own=False)
+        except OSError as error:
+            failed = Failed(error=f"its files could not be written: {error}", own=False)
+        return Outcome(trial=job.trial, failed=failed)
+
+
+def _train_there(line: str, mark: str) -> Answer:
+    """Run a trial on the machine that Ray chose."""
+    from denseloss.compare.worker import logged, run_trial
+    from denseloss.train import InterruptedRunError
+
+    job = Job.from_json(line)
+    try:
+        if _sees(job.root, mark):
+            with logged(TrialFolder(job.root, job.trial).log_file):
+                return Answer(run_trial(job), b"")
+        with tempfile.TemporaryDirectory(prefix="denseloss-") as root:
+            there = replace(job, root=Path(root))
+            with logged(TrialFolder(there.root, job.trial).log_file):
+                failed = run_trial(there)
+            return Answer(failed, _packed(there.root, job.trial))
+    except InterruptedRunError as stop:
+        return Answer(Failed(error=str(stop), own=False), b"")
+
+
+def _time_there(line: str) -> dict[str, float]:
+    from denseloss.compare.worker import probe
+
+    return asdict(probe(Job.from_json(line)))
+
+
+def _sees(root: Path, mark: str) -> bool:
+    """Whether this machine sees the comparison's folder, and not one of the same name."""
+    try:
+        return (root / _MARK).read_text(encoding="utf-8") == mark
+    except OSError:
+        return False
+
+
+def _packed(root: Path, trial: Trial) -> bytes:
+    folder = TrialFolder(root, trial)
+    file = io.BytesIO()
+    with tarfile.open(fileobj=file, mode="w") as tar:
+        if folder.path.exists():
+            tar.add(folder.path, arcname="trial")
+        tar.add(folder.log_file, arcname="log")
+    return file.getvalue()
+
+
+def _unpack(packed: bytes, folder: TrialFolder) -> None:
+    """Write the folder of a trial such that it is seen whole or not at all."""
+    parent = folder.path.parent
+    parent.mkdir(parents=True, exist_ok=True)
+    with (
+        tempfile.TemporaryDirectory(dir=parent, prefix=".arriving-") as place,
+        tarfile.open(fileobj=io.BytesIO(packed)) as tar,
+    ):
+        tar.extractall(place, filter="data")
+        folder.log_file.parent.mkdir(parents=True, exist_ok=True)
+        (Path(place) / "log").replace(folder.log_file)
+        if (Path(place) / "trial").exists():
+            if folder.path.exists():
+                folder.set_aside()
+            (Path(place) / "trial").rename(folder.path)
+
+
+def _in_a_line(error: Exception) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return f"{type(error).__name__}: {lines[-1] if lines else ''}"[:500]

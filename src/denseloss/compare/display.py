@@ -1,0 +1,156 @@
+"""How far the trials are: a live table on a terminal, plain lines elsewhere."""
+
+import math
+import time
+from collections.abc import Mapping
+from pathlib import Path
+
+from rich.console import Console, Group, RenderableType
+from rich.live import Live
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+from rich.text import Text
+
+from denseloss.compare.trials import Failed, Plan, Trial, TrialFolder
+
+_REDRAW_SECONDS = 1.0
+_WIDTH = 30
+
+
+class Display:
+    """Shows the trials while they run.
+
+    Args:
+        console: Where to.
+        plan: What there is to run.
+        root: The comparison's folder.
+        steps: Of each trial.
+        slots: How many run at a time.
+    """
+
+    def __init__(self, console: Console, plan: Plan, *, root: Path, steps: int, slots: int) -> None:
+        self.console = console
+        self.plan = plan
+        self.root = root
+        self.steps = steps
+        self.slots = slots
+        self.started: dict[Trial, float] = {}
+        self.seconds: list[float] = []
+        self._drawn = 0.0
+        self._live: Live | None = None
+
+    def __enter__(self) -> "Display":
+        if self.console.is_terminal:
+            self._live = Live(console=self.console, auto_refresh=False, transient=True)
+            self._live.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._live is not None:
+            self._live.stop()
+
+    def begin(self, trial: Trial) -> None:
+        """Show that a trial runs now."""
+        self.started[trial] = time.monotonic()
+
+    def end(self, trial: Trial, failed: Failed | None) -> None:
+        """Tell how a trial ended, with a line that stays."""
+        seconds = time.monotonic() - self.started.pop(trial)
+        done, total = self.plan.done, self.plan.total
+        head = (
+            f"[{done:{len(str(total))}}/{total}] {trial.loss}  seed {trial.seed}  lr {trial.lr:g}"
+        )
+        if failed is None:
+            self.seconds.append(seconds)
+            left = self.left()
+            tail = f"  about {duration(left)} left" if left and done < total else ""
+            score = self.plan.scores[trial]
+            line = f"{head}  val Dice {score:.4f}  {duration(seconds)}{tail}"
+        else:
+            line = f"{head}  FAILED: {failed.error}"
+        self.console.print(line, highlight=False, markup=False, soft_wrap=True)
+
+    def tick(self) -> None:
+        """Redraw the table, now and then."""
+        if self._live is not None and time.monotonic() > self._drawn + _REDRAW_SECONDS:
+            self._drawn = time.monotonic()
+            self._live.update(self._table(), refresh=True)
+
+    def left(self) -> float | None:
+        """Return about how many seconds are left, None while nobody can say."""
+        now = time.monotonic()
+        shares = {t: self._share(t) for t in self.started}
+        if self.seconds:
+            # The latest count: a machine may have become slower.
+            latest = self.seconds[-2 * self.slots :]
+            each = sum(latest) / len(latest)
+        else:
+            speeds = [(now - self.started[t]) / s for t, s in shares.items() if s > 0]
+            if not speeds:
+                return None
+            each = sum(speeds) / len(speeds)
+        open_trials = self.plan.total - self.plan.done - len(self.started)
+        running = [max(0.0, each - (now - begun)) for begun in self.started.values()]
+        return (open_trials * each + sum(running)) / max(1, self.slots)
+
+    def _share(self, trial: Trial) -> float:
+        return min(1.0, TrialFolder(self.root, trial).step() / self.steps)
+
+    def _table(self) -> RenderableType:
+        losses = Table("loss", "learning rates", "seeds", "val Dice", box=None, pad_edge=False)
+        for loss in self.plan.losses:
+            losses.add_row(_shortened(loss, 44), *self._loss_cells(loss))
+        running = Table("running", "", "", "step", "", "val Dice", "", box=None, pad_edge=False)
+        for trial, begun in sorted(self.started.items(), key=lambda item: item[1]):
+            running.add_row(*self._running_cells(trial, begun))
+        done, total = self.plan.done, self.plan.total
+        left = self.left()
+        about = f", about {duration(left)} left" if left is not None else ""
+        foot = Text(f"{done} of {total} trials{about}; Ctrl-C stops, the same command goes on")
+        return Group(losses, "", running, "", foot)
+
+    def _loss_cells(self, loss: str) -> tuple[str, ...]:
+        states = self.plan.states
+        search, rest = list(self.plan.search(loss)), list(self.plan.rest(loss))
+        tried = sum(states.get(t, "new") != "new" for t in search)
+        chosen = self.plan.chosen(loss)
+        rate = f"{tried} of {len(search)} tried" if chosen is None else f"{chosen:g}"
+        own = [t for t in (*search, *rest) if t.lr == chosen] if chosen is not None else []
+        marks = {"finished": "●", "failed": "✗", "new": "○"}
+        seeds = (
+            "".join("◐" if t in self.started else marks[states.get(t, "new")] for t in own)
+            or "○" * self.plan.seeds
+        )
+        scores = [s for t, s in self.plan.scores.items() if t.loss == loss and t.lr == chosen]
+        mean = f"{sum(scores) / len(scores):.4f}" if scores else ""
+        return rate, seeds, mean
+
+    def _running_cells(self, trial: Trial, begun: float) -> tuple[RenderableType, ...]:
+        folder = TrialFolder(self.root, trial)
+        try:
+            row: Mapping[str, float] = folder.rows()[-1]
+        except (OSError, ValueError, KeyError, TypeError):
+            row = {}
+        step, dice = int(row.get("step", 0)), row.get("mean_dice", math.nan)
+        return (
+            _shortened(trial.loss, 34),
+            f"seed {trial.seed}",
+            f"lr {trial.lr:g}",
+            f"{step}/{self.steps}",
+            ProgressBar(total=self.steps, completed=step, width=_WIDTH // 2),
+            f"{dice:.4f}" if dice == dice else "",
+            duration(time.monotonic() - begun),
+        )
+
+
+def duration(seconds: float) -> str:
+    """Return a time in words that fit into a line."""
+    if seconds < 100:
+        return f"{seconds:.0f} s"
+    if seconds < 100 * 60:
+        return f"{seconds / 60:.0f} min"
+    return f"{seconds / 3600:.1f} h"
+
+
+def _shortened(text: str, width: int) -> str:
+    return text if len(text) <= width else text[: width - 1] + "…"

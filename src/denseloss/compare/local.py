@@ -1,0 +1,232 @@
+"""Trials on this machine: a process each, one thread each, and a GPU each where there are some."""
+
+import contextlib
+import json
+import os
+import selectors
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any, Protocol
+
+from denseloss.compare.trials import Failed, Trial, TrialFolder
+from denseloss.compare.worker import Job, Times
+from denseloss.train import InputError
+
+_STOP_SECONDS = 20.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outcome:
+    """How a trial ended; `failed` is None where it is finished."""
+
+    trial: Trial
+    failed: Failed | None
+
+
+class Engine(Protocol):
+    """Where trials run."""
+
+    @property
+    def name(self) -> str:
+        """In words, for the reader."""
+
+    @property
+    def slots(self) -> int:
+        """How many trials it runs at a time."""
+
+    def free(self) -> bool:
+        """Whether it takes another trial."""
+
+    def start(self, job: Job) -> None:
+        """Begin a trial."""
+
+    def wait(self, seconds: float) -> list[Outcome]:
+        """Return the trials that ended, after at most so long."""
+
+    def stop(self) -> None:
+        """End all trials that run, so that they can go on later."""
+
+    def probe(self, jobs: Sequence[Job]) -> list[Times]:
+        """Time trials that run at the same time, as they will later."""
+
+
+def cores() -> int:
+    """Return how many cores this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+@dataclass
+class _Running:
+    job: Job
+    process: subprocess.Popen[bytes]
+    slot: int
+
+
+class LocalEngine:
+    """A pool of processes.
+
+    Args:
+        jobs: How many at a time; None for one per GPU, or one per core where there is none.
+        gpus: The GPUs to share out, one per trial, as `CUDA_VISIBLE_DEVICES` names them.
+    """
+
+    def __init__(self, *, jobs: int | None, gpus: Sequence[str]) -> None:
+        self.gpus = tuple(gpus)
+        self._slots = jobs or len(self.gpus) or cores()
+        self._running: list[_Running] = []
+        self._selector = selectors.DefaultSelector()
+
+    @property
+    def name(self) -> str:
+        """In words, for the reader."""
+        at_once = f"{self._slots} process{'es' * (self._slots > 1)} at a time"
+        if self.gpus:
+            return f"this machine, {at_once} on {len(self.gpus)} GPU{'s' * (len(self.gpus) > 1)}"
+        return f"this machine, {at_once}, one thread each"
+
+    @property
+    def slots(self) -> int:
+        """How many trials it runs at a time."""
+        return self._slots
+
+    def free(self) -> bool:
+        """Whether it takes another trial."""
+        return len(self._running) < self._slots
+
+    def start(self, job: Job) -> None:
+        """Begin a trial in a process of its own."""
+        taken = {running.slot for running in self._running}
+        slot = next(i for i in range(self._slots) if i not in taken)
+        running = _Running(job, self._launch(job, slot), slot)
+        self._running.append(running)
+        self._selector.register(_end(running.process.stdout), selectors.EVENT_READ, running)
+
+    def wait(self, seconds: float) -> list[Outcome]:
+        """Return the trials that ended, after at most so long."""
+        return [self._outcome(key.data) for key, _ in self._selector.select(seconds)]
+
+    def stop(self) -> None:
+        """Ask all trials to end at their last checkpoint, then make them."""
+        for running in self._running:
+            running.process.terminate()
+        deadline = time.monotonic() + _STOP_SECONDS
+        for running in [*self._running]:
+            try:
+                running.process.wait(max(0.1, deadline - time.monotonic()))
+            except subprocess.TimeoutExpired:
+                running.process.kill()
+                running.process.wait()
+            self._forget(running)
+
+    def probe(self, jobs: Sequence[Job]) -> list[Times]:
+        """Time trials that run at the same time, as they will later.
+
+        Raises:
+            InputError: One cannot be run.
+        """
+        started = time.monotonic()
+        processes = [self._launch(job, slot, "--probe") for slot, job in enumerate(jobs)]
+        found = []
+        for job, process in zip(jobs, processes, strict=True):
+            answer = _end(process.stdout).read()
+            code = process.wait()
+            seconds = time.monotonic() - started
+            _close(process)
+            said = _json(answer)
+            if "step" not in said:
+                raise InputError(
+                    f"--budget: a trial of {job.trial.loss} could not be timed: "
+                    f"{said.get('error') or _ended(code, job)}"
+                )
+            # What passed before the trial's clock ran: importing torch and its friends.
+            start = max(0.0, seconds - said.pop("seconds"))
+            found.append(Times(**{**said, "rest": said["rest"] + start}))
+        return found
+
+    def _launch(self, job: Job, slot: int, *options: str) -> subprocess.Popen[bytes]:
+        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+        if self.gpus:
+            environment["CUDA_VISIBLE_DEVICES"] = self.gpus[slot % len(self.gpus)]
+        process = subprocess.Popen(
+            [sys.executable, "-m", "denseloss.compare.worker", *options],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            env=environment,
+            # Ctrl-C is for the one who started them, who then stops them one by one.
+            start_new_session=True,
+        )
+        stdin = _end(process.stdin)
+        with contextlib.suppress(BrokenPipeError):  # it died at once: its exit code will tell
+            stdin.write(job.to_json().encode() + b"\n")
+            stdin.flush()
+        return process
+
+    def _outcome(self, running: _Running) -> Outcome:
+        # The pipe is at its end, or holds the answer; either way the process is about to end.
+        answer = _end(running.process.stdout).read()
+        code = running.process.wait()
+        self._forget(running)
+        said = _json(answer)
+        failed = None
+        if "error" not in said:
+            failed = Failed(error=_ended(code, running.job), own=False)
+        elif said["error"] is not None:
+            failed = Failed(error=said["error"], own=said["own"])
+        return Outcome(trial=running.job.trial, failed=failed)
+
+    def _forget(self, running: _Running) -> None:
+        self._selector.unregister(_end(running.process.stdout))
+        self._running.remove(running)
+        _close(running.process)
+
+
+def _end(pipe: IO[bytes] | None) -> IO[bytes]:
+    assert pipe is not None
+    return pipe
+
+
+def _close(process: subprocess.Popen[bytes]) -> None:
+    _end(process.stdout).close()
+    with contextlib.suppress(BrokenPipeError):
+        _end(process.stdin).close()
+
+
+def _json(answer: bytes) -> dict[str, Any]:
+    try:
+        said = json.loads(answer)
+    except ValueError:
+        return {}
+    return said if isinstance(said, dict) else {}
+
+
+def _ended(code: int, job: Job) -> str:
+    how = f"was killed by signal {-code}" if code < 0 else f"ended with code {code}"
+    last = _last_line(TrialFolder(job.root, job.trial).log_file)
+    return f"its process {how}" + (f", its last words: {last}" if last else "")
+
+
+def _last_line(log: Path) -> str:
+    try:
+        lines = log.read_text(encoding="utf-8", errors="replace").strip().splitlines()
+    except OSError:
+        return ""
+    return lines[-1][:300] if lines else ""
+
+
+def visible_gpus(accelerator: str) -> list[str]:
+    """Return the GPUs this process may use, as `CUDA_VISIBLE_DEVICES` names them."""
+    if accelerator not in ("auto", "cuda", "gpu"):
+        return []
+    import torch
+
+    named = os.environ.get("CUDA_VISIBLE_DEVICES")
+    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if named:
+        return named.split(",")[:count]
+    return [str(i) for i in range(count)]

@@ -1,0 +1,34 @@
+"""The report of a comparison: one page that needs nothing else, and the same facts as Markdown."""
+
+from pathlib import Path
+
+from denseloss.compare.report.markdown import markdown
+from denseloss.compare.report.page import page
+from denseloss.compare.results import Results
+from denseloss.train.folder import write_whole
+
+__all__ = ["write_report"]
+
+
+def write_report(results: Results, folder: Path) -> Path:
+    """Write `report.html` and `report.md` into a folder, which is made if need be.
+
+    The same results give the same bytes. Each file is seen whole or not at all.
+
+    Args:
+        results: Of the comparison.
+        folder: Where the files go.
+
+    Returns:
+        The path of `report.html`.
+
+    Raises:
+        OSError: The folder or a file cannot be written.
+        ValueError: The page would be larger than 3 MB even without pictures.
+    """
+    html, text = page(results), markdown(results)
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / "report.html"
+    write_whole(folder / "report.md", text)
+    write_whole(path, html)
+    return path

@@ -1,0 +1,90 @@
+"""The sentences of the report that page and Markdown share."""
+
+from denseloss.compare.report.tables import POOLING_WORDS, level, plural, rate
+from denseloss.compare.results import Results
+
+HOW_TO_READ_LOOKS = (
+    "All losses are asked about one and the same prediction. The gradient map shows which way a "
+    "training step would move each pixel's probability, and how hard: blue raises it, red lowers "
+    "it, white leaves it alone; the scale is the same for all losses, each measured in its own "
+    "mean. The weight map shows what is left of that when cross entropy's share is taken out: "
+    "how much a pixel counts beyond how wrong it is, 1 being the mean of the image. Cross entropy "
+    "alone would be 1 everywhere."
+)
+HOW_TO_READ_RELIABILITY = (
+    "Points below the dashed diagonal mean that the network is surer than it should be, points "
+    "above that it is less sure. The bars below show how many pixels there are (square root)."
+)
+CURVES = (
+    "Mean over the seeds; the band reaches from the lowest seed to the highest, and is no "
+    "confidence interval."
+)
+
+
+def title(results: Results) -> str:
+    """What the report is about."""
+    return f"Which loss suits {results.name}?"
+
+
+def subtitle(results: Results) -> str:
+    """How much was compared."""
+    seeds = max((len(loss.seeds) for loss in results.losses), default=0)
+    held_out = results.counts.get("held out")
+    images = "" if held_out is None else f" on {plural(held_out, 'held-out image')}"
+    losses = len(results.losses)
+    return f"{losses} {'loss' if losses == 1 else 'losses'}, {plural(seeds, 'seed')} each{images}"
+
+
+def unfinished(results: Results) -> str:
+    """A warning of trials that are still to come, empty where there are none."""
+    if not results.unfinished:
+        return ""
+    verb = "is" if results.unfinished == 1 else "are"
+    return (
+        f"{plural(results.unfinished, 'planned trial')} {verb} not finished yet; what follows is "
+        "about the others. The same command goes on where it stopped."
+    )
+
+
+def failed(results: Results) -> str:
+    """A warning of trials that failed, empty where there are none."""
+    count = sum(len(loss.failures) for loss in results.losses)
+    return f"{plural(count, 'trial')} failed; the errors stand below." if count else ""
+
+
+def statistics(results: Results) -> tuple[str, ...]:
+    """How it was measured, in paragraphs."""
+    tried = sorted({lr for loss in results.losses for lr in loss.searched})
+    budget = (
+        f"Every loss had the same learning rates to choose from ({', '.join(map(rate, tried))}), "
+        "and took the one with the highest validation Dice."
+        if len(tried) > 1
+        else "One learning rate was used for all losses, so a loss may be worth more with its own."
+    )
+    return (
+        "Each trial is one training with one loss, one seed and one learning rate. At one seed all "
+        "losses start from the same weights and see the same images in the same order, so they "
+        f"are compared in pairs. {budget} All choices (learning rate, checkpoint, threshold) were "
+        f"made on the validation images; every score here is of the held-out images: "
+        f"{results.held_out}.",
+        "“Per image” means that every held-out image is scored on its own and the mean is taken, "
+        "so all images count alike; “pooled” means that the pixels of all images are counted "
+        "together, so large objects count more. What an image without the class scores stands "
+        "with each metric.",
+        f"The {level(results)} confidence intervals come from a hierarchical bootstrap, which "
+        "draws seeds and images anew, both with replacement: they tell what another training on "
+        "other images of the same kind would give. Each loss is tested against the baseline, the "
+        "first loss, two-sided. The p value is the larger one of two tests: a paired permutation "
+        "test, which exchanges the two losses image by image, and a t test over retraining, which "
+        "asks whether other seeds would agree. Neither the images nor the seeds alone can make a "
+        "difference look sure. p is then corrected for the number of losses after Holm. “Better” "
+        "and “worse” are said where the corrected p is below "
+        f"{1 - results.level:.2g}; everything else is undecided, which does not mean equal.",
+        "The probability of improvement is that of the loss scoring better than the baseline on "
+        "an image, with a seed of its own, ties counted half; 0.5 is a coin. The effect size is "
+        "the mean difference over the standard deviation of the images' differences. “To detect "
+        "what matters” is how many more seeds or images, everything else unchanged, would make "
+        "the smallest difference that matters detectable. The verdict rests on "
+        f"{results.metrics[0].name} ({POOLING_WORDS[results.pooling]}); the tests in the other metrics "
+        "are corrected for the losses, but not for the number of metrics.",
+    )

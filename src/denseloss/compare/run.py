@@ -1,0 +1,513 @@
+"""A whole comparison, from its settings to its report."""
+
+import platform
+import shlex
+import signal
+import sys
+import time
+import tomllib
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
+from importlib.metadata import version
+from pathlib import Path
+from types import FrameType
+from typing import Any, cast
+
+from rich.console import Console
+from rich.progress import track
+
+from denseloss import compose
+from denseloss.compare.budget import steps_within
+from denseloss.compare.candidates import Candidate, candidates
+from denseloss.compare.display import Display, duration
+from denseloss.compare.fingerprint import fingerprint
+from denseloss.compare.folder import ComparisonFolder
+from denseloss.compare.gather import find, gather
+from denseloss.compare.local import Engine, LocalEngine, visible_gpus
+from denseloss.compare.measure import METRICS, size_limits
+from denseloss.compare.report import write_report
+from denseloss.compare.results import Results
+from denseloss.compare.settings import (
+    CompareSettings,
+    check,
+    default_out,
+    learning_rates,
+    with_losses,
+)
+from denseloss.compare.showcase import show_images, show_looks, time_losses
+from denseloss.compare.tables import write_tables
+from denseloss.compare.trials import Failed, Plan, Trial, TrialFolder, planned
+from denseloss.compare.worker import Job
+from denseloss.data import SegmentationData, open_data
+from denseloss.train import InputError, InterruptedRunError
+from denseloss.train.criterion import TaskCriterion
+from denseloss.train.folder import to_toml
+from denseloss.train.settings import resolved, with_validations
+
+_AUTO = "auto"
+_TICK_SECONDS = 0.2
+_SHOWN_IMAGES = 100
+
+# What may differ when a comparison goes on: it changes which trials there are, where they run or
+# how they are judged, not what comes of them.
+_FREE = (
+    "losses",
+    "out",
+    "seeds",
+    "lr",
+    "budget",
+    "workers",
+    "metric",
+    "pooled",
+    "effect",
+    "level",
+    "engine",
+    "jobs",
+    "address",
+    "retry",
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class CompareResult:
+    """What came of a comparison.
+
+    Attributes:
+        folder: Where its files are.
+        report: The page.
+        results: All that is in it.
+    """
+
+    folder: Path
+    report: Path
+    results: Results
+
+
+def compare(settings: CompareSettings, *, console: Console | None = None) -> CompareResult:
+    """Train with several losses, several seeds each, and report which one suits the data.
+
+    What an earlier call with the same settings has done is not done again.
+
+    Args:
+        settings: What to do.
+        console: Where to say what is going on; None says nothing.
+
+    Returns:
+        The finished comparison; trials that failed are reported in it.
+
+    Raises:
+        InputError: A setting cannot be used, or no trial of the baseline finished.
+        DataError: The data cannot be used.
+        InterruptedRunError: It was stopped from outside; the same call goes on with it.
+    """
+    check(settings, metrics=[metric.key for metric in METRICS])
+    console = console or Console(quiet=True)
+    say = _speaker(console)
+    folder = ComparisonFolder(settings.out or default_out(settings))
+    with folder.locked(), _stoppable(folder):
+        before = folder.config()
+        settings = replace(settings, data=_absolute(settings.data))
+        data = _open(settings, console)
+        proposed = _proposed(settings, data)
+        settings = _decided(with_losses(settings, [c.loss for c in proposed]), data)
+        limits = size_limits(data)
+        engine = _engine(settings, folder)
+        settings = _with_steps(settings, before, data, engine, folder, say)
+        rates = learning_rates(cast(float, settings.base_lr), settings.lr)
+        config = _config(settings, data, proposed, limits)
+        folder.write_config(config)
+        for line in _plan_lines(settings, proposed, rates, engine, data):
+            say(line)
+        say(f"out: {folder.path}")
+        plan = _planned(folder, settings, rates, say)
+        started = time.monotonic()
+        _run(plan, engine, settings, folder, limits, console)
+        say(f"{plan.done} of {plan.total} trials ended in {duration(time.monotonic() - started)}")
+        _after(folder, plan, data, settings, say)
+        return _reported(folder)
+
+
+def report(path: Path) -> CompareResult:
+    """Make the report of a comparison again, from its folder alone.
+
+    Args:
+        path: The comparison's folder.
+
+    Raises:
+        InputError: It is no such folder, or holds too little to report on.
+    """
+    folder = ComparisonFolder(path)
+    if not folder.config_file.exists():
+        raise InputError(
+            f"{path}: holds no comparison (no {folder.config_file.name}); give the --out of a "
+            "denseloss compare"
+        )
+    with folder.locked():
+        return _reported(folder)
+
+
+def _reported(folder: ComparisonFolder) -> CompareResult:
+    found = find(folder)
+    results = gather(found)
+    write_tables(found, results)
+    page = write_report(results, folder.path)
+    return CompareResult(folder=folder.path, report=page, results=results)
+
+
+def _absolute(data: str) -> str:
+    """Return the data's path as every process sees it, in whichever folder it runs."""
+    return data if data.startswith("synthetic:") else str(Path(data).expanduser().resolve())
+
+
+def _speaker(console: Console) -> Callable[[str], None]:
+    def say(line: str) -> None:
+        console.print(line, highlight=False, markup=False, soft_wrap=True)
+
+    return say
+
+
+def _open(settings: CompareSettings, console: Console) -> SegmentationData:
+    def progress(items: Any) -> Any:
+        return track(items, "looking at the data", console=console, transient=True)
+
+    data = open_data(
+        settings.data,
+        task=settings.task,
+        classes=settings.classes,
+        ignore_index=settings.ignore_index,
+        seed=settings.split_seed,
+        val_share=settings.val_share,
+        test_share=settings.test_share,
+        progress=progress if console.is_terminal else None,
+    )
+    say = _speaker(console)
+    for line in data.describe():
+        say(line)
+    if not data.test:
+        raise InputError(
+            f"{settings.data}: has no held-out images to compare on; give a --test-share above 0, "
+            "or add a test split"
+        )
+    return data
+
+
+def _proposed(settings: CompareSettings, data: SegmentationData) -> list[Candidate]:
+    """Return the losses as they are written in the report; refuse those that cannot be trained."""
+    found: list[Candidate] = []
+    for text in settings.losses:
+        if text.strip() == _AUTO:
+            # A class of every image may be missing from most of the squares that are trained on.
+            square = resolved(settings.trial(loss="dice"), data).size
+            found += candidates(fingerprint(data, square=square), task=data.task)
+        else:
+            found.append(Candidate(loss=text, reason=""))
+    unique: dict[str, Candidate] = {}
+    for candidate in found:
+        weighted_sum = compose.parse(candidate.loss)
+        TaskCriterion(weighted_sum, task=data.task, num_classes=data.num_classes)
+        loss = str(weighted_sum)
+        if loss in unique and not candidate.reason and not unique[loss].reason:
+            raise InputError(f"--loss {candidate.loss}: is given twice; leave one out")
+        # A loss that is both named and proposed keeps the reason, and the earlier place.
+        reason = candidate.reason or (unique[loss].reason if loss in unique else "")
+        unique[loss] = Candidate(loss=loss, reason=reason)
+    if len(unique) < 2:
+        raise InputError(
+            f"--loss {settings.losses[0]}: there is nothing to compare it with; give a second "
+            "--loss, or --loss auto"
+        )
+    return [*unique.values()]
+
+
+def _decided(settings: CompareSettings, data: SegmentationData) -> CompareSettings:
+    """Decide all that the trials must have in common, so that a plan can be repeated."""
+    # A cluster's machines may have the accelerators that this one lacks: they decide there.
+    if settings.engine == "ray" and settings.accelerator == "auto":
+        here = resolved(replace(settings.trial(loss="dice"), accelerator="cpu"), data)
+        return replace(settings, size=here.size, base_lr=here.lr)
+    here = resolved(settings.trial(loss="dice"), data)
+    return replace(
+        settings,
+        size=here.size,
+        base_lr=here.lr,
+        accelerator=here.accelerator,
+        precision=here.precision,
+    )
+
+
+def _engine(settings: CompareSettings, folder: ComparisonFolder) -> Engine:
+    if settings.engine == "ray":
+        from denseloss.compare.cluster import RayEngine
+
+        return RayEngine(
+            folder.path,
+            address=settings.address,
+            jobs=settings.jobs,
+            accelerator=settings.accelerator,
+        )
+    return LocalEngine(jobs=settings.jobs, gpus=visible_gpus(settings.accelerator))
+
+
+def _with_steps(
+    settings: CompareSettings,
+    before: dict[str, Any] | None,
+    data: SegmentationData,
+    engine: Engine,
+    folder: ComparisonFolder,
+    say: Callable[[str], None],
+) -> CompareSettings:
+    """Decide how many steps a trial has, once: a comparison that goes on keeps its plan."""
+    if settings.budget is None:
+        trial = resolved(settings.trial(loss=settings.losses[0]), data)
+        steps = cast(int, trial.steps)
+    elif before is not None and before.get("asked", {}).get("budget") == settings.budget:
+        steps = int(before["common"]["steps"])
+    else:
+        started = time.monotonic()
+        say("measuring how long a step takes")
+        lr = cast(float, settings.base_lr)
+        jobs = [
+            _job(settings, Trial(loss=loss, seed=0, lr=lr), folder, None)
+            for loss in (*settings.losses, *settings.losses)[: engine.slots]
+        ]
+        times = engine.probe(jobs)
+        trials = len(settings.losses) * (
+            settings.lr * settings.lr_seeds + settings.seeds - settings.lr_seeds
+        )
+        steps = steps_within(
+            settings.budget - (time.monotonic() - started),
+            times,
+            trials=trials,
+            slots=engine.slots,
+            settings=settings.trial(loss=settings.losses[0]),
+            images=len(data.train),
+        )
+    trial = with_validations(
+        replace(settings.trial(loss=settings.losses[0]), steps=steps), images=len(data.train)
+    )
+    return replace(settings, steps=steps, epochs=None, val_every=trial.val_every)
+
+
+def _config(
+    settings: CompareSettings,
+    data: SegmentationData,
+    proposed: Sequence[Candidate],
+    limits: tuple[float, float] | None,
+) -> dict[str, dict[str, Any]]:
+    asked = asdict(settings)
+    config = {
+        "asked": {k: v for k, v in asked.items() if k in _FREE and k != "out" and v is not None},
+        "reasons": {c.loss: c.reason for c in proposed if c.reason},
+        "common": {k: v for k, v in asked.items() if k not in _FREE and v is not None},
+        "data": {
+            "name": data.name,
+            "lines": data.describe(),
+            "task": data.task,
+            "class_names": data.class_names,
+            "train": len(data.train),
+            "val": len(data.val),
+            "test": len(data.test),
+            "split": data.split_note,
+            "size_limits": list(limits) if limits is not None else [],
+        },
+        "run": {
+            "command": shlex.join(["denseloss", *sys.argv[1:]]),
+            "machine": platform.platform(),
+            "python": platform.python_version(),
+            **{
+                name: version(name)
+                for name in ("denseloss", "torch", "torchvision", "lightning", "monai", "scipy")
+            },
+        },
+    }
+    # As it will be read back: a tuple becomes a list, None disappears.
+    return tomllib.loads(to_toml(config))
+
+
+def _plan_lines(
+    settings: CompareSettings,
+    proposed: Sequence[Candidate],
+    rates: Sequence[float],
+    engine: Engine,
+    data: SegmentationData,
+) -> Iterator[str]:
+    yield f"losses: {len(proposed)}, the first is the baseline"
+    for candidate in proposed:
+        yield f"  {candidate.loss}" + (f"  ({candidate.reason})" if candidate.reason else "")
+        criterion = TaskCriterion(
+            compose.parse(candidate.loss), task=data.task, num_classes=data.num_classes
+        )
+        yield from (f"    {note}" for note in criterion.notes)
+    seeds = settings.lr_seeds
+    tried = ", ".join(f"{rate:g}" for rate in rates)
+    of_rates = (
+        f"learning rates {tried} on {'the first seed' if seeds == 1 else f'{seeds} seeds'}, the "
+        "best on validation for the others"
+        if len(rates) > 1
+        else f"learning rate {tried}"
+    )
+    each = len(rates) * seeds + settings.seeds - seeds
+    yield (
+        f"trials: {len(proposed)} losses, {settings.seeds} seeds, {of_rates}: "
+        f"{len(proposed) * each} trials of {settings.steps} steps"
+    )
+    yield f"machine: {engine.name}"
+
+
+def _planned(
+    folder: ComparisonFolder,
+    settings: CompareSettings,
+    rates: Sequence[float],
+    say: Callable[[str], None],
+) -> Plan:
+    """Return what is left to do; broken folders are set aside, fit failures get another try."""
+
+    def plan() -> Plan:
+        return planned(
+            folder.path,
+            losses=settings.losses,
+            seeds=settings.seeds,
+            rates=rates,
+            lr_seeds=settings.lr_seeds,
+        )
+
+    # What is broken may decide the learning rate, and so which other trials there are.
+    checked: set[Trial] = set()
+    while True:
+        found = _sound(folder, checked, settings, rates, say)
+        if not found:
+            return plan()
+
+
+def _sound(
+    folder: ComparisonFolder,
+    checked: set[Trial],
+    settings: CompareSettings,
+    rates: Sequence[float],
+    say: Callable[[str], None],
+) -> bool:
+    """Check the folders of all trials that are not checked yet; return whether there were any."""
+    trials = [
+        Trial(loss=loss, seed=seed, lr=lr)
+        for loss in settings.losses
+        for seed in range(settings.seeds)
+        for lr in rates
+    ]
+    new = [trial for trial in trials if trial not in checked]
+    for trial in new:
+        checked.add(trial)
+        files = TrialFolder(folder.path, trial)
+        problem = files.problem()
+        if problem is not None:
+            say(f"broken: {problem}; set aside as {files.set_aside()}, that trial runs again")
+        failure = files.failure()
+        if failure is not None and (settings.retry or not failure.own):
+            files.forget_failure()
+    return bool(new)
+
+
+def _job(
+    settings: CompareSettings,
+    trial: Trial,
+    folder: ComparisonFolder,
+    limits: tuple[float, float] | None,
+) -> Job:
+    return Job(
+        root=folder.path.resolve(),
+        trial=trial,
+        settings=settings,
+        size_limits=limits,
+        keep=_SHOWN_IMAGES,
+    )
+
+
+def _run(
+    plan: Plan,
+    engine: Engine,
+    settings: CompareSettings,
+    folder: ComparisonFolder,
+    limits: tuple[float, float] | None,
+    console: Console,
+) -> None:
+    """Run all that is left of a plan."""
+    display = Display(
+        console, plan, root=folder.path, steps=cast(int, settings.steps), slots=engine.slots
+    )
+    done = plan.done
+    if done:
+        _speaker(console)(f"{done} of {plan.total} trials have ended before")
+    try:
+        with display:
+            while plan.running or plan.done < plan.total:
+                while engine.free() and (trial := plan.next()) is not None:
+                    engine.start(_job(settings, trial, folder, limits))
+                    display.begin(trial)
+                for outcome in engine.wait(_TICK_SECONDS):
+                    failed = _settle(folder, plan, outcome.trial, outcome.failed)
+                    display.end(outcome.trial, failed)
+                display.tick()
+    finally:
+        engine.stop()
+
+
+def _settle(
+    folder: ComparisonFolder, plan: Plan, trial: Trial, failed: Failed | None
+) -> Failed | None:
+    """Take note of how a trial ended; what counts is what is in its folder."""
+    files = TrialFolder(folder.path, trial)
+    if failed is None:
+        problem = files.problem() if files.state() == "finished" else "its results are missing"
+        if problem is None:
+            plan.finish(trial, "finished", files.validation_score())
+            return None
+        failed = Failed(error=problem, own=False)
+    try:
+        files.fail(failed)
+    except OSError as error:
+        # The disk is full, perhaps: the trial counts as failed now, and is tried again next time.
+        failed = replace(failed, error=f"{failed.error} (and this could not be noted: {error})")
+    plan.finish(trial, "failed")
+    return failed
+
+
+def _after(
+    folder: ComparisonFolder,
+    plan: Plan,
+    data: SegmentationData,
+    settings: CompareSettings,
+    say: Callable[[str], None],
+) -> None:
+    """Make what needs the data and the networks once more, now that nothing else runs."""
+    show_images(folder, data, keep=_SHOWN_IMAGES)
+    time_losses(folder, data, settings)
+    note = show_looks(folder, plan, data)
+    if note:
+        say(note)
+
+
+@contextmanager
+def _stoppable(folder: ComparisonFolder) -> Iterator[None]:
+    """Turn Ctrl-C and SIGTERM into one error that says how to go on."""
+
+    def stop(_: int, __: FrameType | None) -> None:
+        raise _Terminated
+
+    try:
+        before = signal.signal(signal.SIGTERM, stop)
+    except ValueError:  # not in the main thread, where signals do not arrive
+        yield
+        return
+    try:
+        yield
+    except (KeyboardInterrupt, _Terminated) as stopped:
+        raise InterruptedRunError(
+            f"stopped; the same command goes on with what is missing in {folder.path}",
+            exit_code=143 if isinstance(stopped, _Terminated) else 130,
+        ) from None
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+class _Terminated(BaseException):
+    """SIGTERM came."""

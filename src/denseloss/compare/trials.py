@@ -1,0 +1,294 @@
+"""The trials of a comparison: what there is to do, what is done, and in which folder."""
+
+import csv
+import hashlib
+import json
+import math
+import tomllib
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from denseloss.compare.settings import slug
+from denseloss.train.folder import RunFolder, write_whole
+
+State = Literal["new", "finished", "failed"]
+
+_SLUG = 40
+
+
+@dataclass(frozen=True, kw_only=True)
+class Trial:
+    """One training run: a loss, a seed, a learning rate."""
+
+    loss: str
+    seed: int
+    lr: float
+
+    @property
+    def name(self) -> str:
+        """The path of its folder below `trials/`."""
+        return f"{loss_slug(self.loss)}/seed{self.seed}-lr{self.lr:g}"
+
+
+def loss_slug(loss: str) -> str:
+    """Return a loss as a folder's name; long ones are cut, and none is mistaken for another."""
+    digest = hashlib.blake2b(loss.encode(), digest_size=3).hexdigest()
+    return f"{slug(loss)[:_SLUG].rstrip('-.')}-{digest}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Failed:
+    """Why a trial did not finish.
+
+    Attributes:
+        error: One line.
+        own: Whether the trial itself is the reason (a loss that became NaN), so that it would fail
+            again; a full disk or a killed process are none.
+    """
+
+    error: str
+    own: bool
+
+
+class TrialFolder:
+    """The files of one trial: those of its training run, and what was measured of its network."""
+
+    def __init__(self, root: Path, trial: Trial) -> None:
+        self.trial = trial
+        self.path = root / "trials" / trial.name
+        self.run = RunFolder(self.path)
+        self.held_out_file = self.path / "held_out.npz"
+        self.validation_file = self.path / "validation.npz"
+        # Not inside the run's folder, which a run that has not begun must find empty.
+        self.log_file = root / "logs" / f"{trial.name.replace('/', '-')}.log"
+        self.failed_file = root / "failed" / f"{trial.name.replace('/', '-')}.json"
+
+    def trained(self) -> bool:
+        """Whether the training run is finished."""
+        return self.run.summary_file.exists()
+
+    def state(self) -> State:
+        """Return how far the trial is."""
+        if self.trained() and self.held_out_file.exists() and self.validation_file.exists():
+            return "finished"
+        return "failed" if self.failed_file.exists() else "new"
+
+    def failure(self) -> Failed | None:
+        """Return why it failed, None if it did not."""
+        try:
+            found = json.loads(self.failed_file.read_text(encoding="utf-8"))
+            return Failed(error=str(found["error"]), own=bool(found["own"]))
+        except FileNotFoundError:
+            return None
+        except (OSError, ValueError, KeyError, TypeError):
+            return Failed(error="failed; its error cannot be read any more", own=False)
+
+    def fail(self, failed: Failed) -> None:
+        """Write down why it failed."""
+        self.failed_file.parent.mkdir(parents=True, exist_ok=True)
+        text = json.dumps({"error": failed.error, "own": failed.own}, ensure_ascii=False)
+        write_whole(self.failed_file, text + "\n")
+
+    def forget_failure(self) -> None:
+        """Let it be tried again."""
+        self.failed_file.unlink(missing_ok=True)
+
+    def summary(self) -> dict[str, Any]:
+        """Return `summary.json`.
+
+        Raises:
+            ValueError: It cannot be read.
+        """
+        found = json.loads(self.run.summary_file.read_text(encoding="utf-8"))
+        if not isinstance(found, dict) or "best" not in found:
+            raise ValueError(f"{self.run.summary_file}: is no summary of a run")
+        return found
+
+    def validation_score(self) -> float:
+        """Return the best validation Dice, -inf where it was never defined."""
+        score = self.summary()["best"].get("mean_dice")
+        return -math.inf if score is None else float(score)
+
+    def rows(self) -> tuple[dict[str, float], ...]:
+        """Return the rows of `metrics.csv`.
+
+        Raises:
+            ValueError: They cannot be read.
+        """
+        with self.run.metrics_file.open(newline="", encoding="utf-8") as file:
+            found = [
+                {key: float(value) for key, value in row.items()} for row in csv.DictReader(file)
+            ]
+        if not found or "step" not in found[-1]:
+            raise ValueError(f"{self.run.metrics_file}: has no rows of a run")
+        return tuple(found)
+
+    def step(self) -> int:
+        """Return how many steps are validated so far, for the display; 0 if that is unclear."""
+        try:
+            return int(self.rows()[-1]["step"])
+        except (OSError, ValueError, TypeError, KeyError):
+            return 0
+
+    def problem(self) -> str | None:
+        """Say what is broken in the files of a begun or finished run, None if they are sound."""
+        from denseloss.compare.measure import load
+
+        try:
+            if self.run.config_file.exists():
+                tomllib.loads(self.run.config_file.read_text(encoding="utf-8"))
+            if self.trained():
+                self.summary()
+                self.rows()
+            if self.state() != "finished":
+                for file in (self.run.best_file, self.run.last_file):
+                    if file.exists():
+                        _load_checkpoint(file)
+            for file in (self.held_out_file, self.validation_file):
+                if file.exists():
+                    load(file)
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            return " ".join(str(error).split()) or type(error).__name__
+        return None
+
+    def set_aside(self) -> Path:
+        """Move what is broken out of the way, and return where it is now."""
+        number = 1
+        while (aside := self.path.with_name(f"{self.path.name}.broken{number}")).exists():
+            number += 1
+        self.path.rename(aside)
+        return aside
+
+
+def _load_checkpoint(file: Path) -> None:
+    import torch
+
+    try:
+        torch.load(file, map_location="cpu", weights_only=True)
+    except Exception as error:  # whatever half a file makes pickle, zip and torch raise
+        raise ValueError(f"{file.name}: cannot be read ({type(error).__name__})") from None
+
+
+@dataclass
+class Plan:
+    """What there is to run, in which order: every loss first tries its learning rates.
+
+    Args:
+        losses: The baseline first.
+        seeds: How many each gets.
+        rates: The learning rates every loss tries, the default first.
+        lr_seeds: On how many seeds it tries them.
+        states: Of the trials that have one; updated by `finish`.
+        scores: Validation Dice of the finished trials; updated by `finish`.
+    """
+
+    losses: Sequence[str]
+    seeds: int
+    rates: Sequence[float]
+    lr_seeds: int
+    states: dict[Trial, State] = field(default_factory=dict)
+    scores: dict[Trial, float] = field(default_factory=dict)
+    running: set[Trial] = field(default_factory=set)
+
+    def search(self, loss: str) -> Iterator[Trial]:
+        """Yield the trials that choose the learning rate of a loss."""
+        for seed in range(self.lr_seeds):
+            for lr in self.rates:
+                yield Trial(loss=loss, seed=seed, lr=lr)
+
+    def rest(self, loss: str) -> Iterator[Trial]:
+        """Yield the other trials of a loss, none before its learning rate is chosen."""
+        lr = self.chosen(loss)
+        if lr is not None:
+            for seed in range(self.lr_seeds, self.seeds):
+                yield Trial(loss=loss, seed=seed, lr=lr)
+
+    def searched(self, loss: str) -> dict[float, float]:
+        """Return the mean validation Dice by learning rate, NaN where a trial failed or is open."""
+        found = {}
+        for lr in self.rates:
+            trials = [Trial(loss=loss, seed=seed, lr=lr) for seed in range(self.lr_seeds)]
+            scores = [self.scores.get(trial, math.nan) for trial in trials]
+            found[lr] = sum(scores) / len(scores)
+        return found
+
+    def chosen(self, loss: str) -> float | None:
+        """Return the best learning rate on validation, of equals the one nearest the default.
+
+        None while its search is open, and where no rate got through all its trials.
+        """
+        if any(self.states.get(t, "new") == "new" for t in self.search(loss)):
+            return None
+        scores = {lr: score for lr, score in self.searched(loss).items() if score == score}
+        return max(scores, key=lambda lr: scores[lr]) if scores else None
+
+    def trials(self) -> list[Trial]:
+        """Return all trials that are known by now, in the order to run them in."""
+        found = []
+        # Round by round over the losses, so that all get ahead alike.
+        for kind in (self.search, self.rest):
+            rows = [list(kind(loss)) for loss in self.losses]
+            found += [row[i] for i in range(max(map(len, rows))) for row in rows if i < len(row)]
+        return found
+
+    def next(self) -> Trial | None:
+        """Return a trial to start now, and count it as running; None if there is none."""
+        for trial in self.trials():
+            if self.states.get(trial, "new") == "new" and trial not in self.running:
+                self.running.add(trial)
+                return trial
+        return None
+
+    def finish(self, trial: Trial, state: State, score: float = math.nan) -> None:
+        """Take note of how a trial ended."""
+        self.running.discard(trial)
+        self.states[trial] = state
+        if state == "finished":
+            self.scores[trial] = score
+
+    @property
+    def total(self) -> int:
+        """How many trials there are in all; a loss without a usable learning rate needs no more."""
+        count = 0
+        for loss in self.losses:
+            search = list(self.search(loss))
+            over = all(self.states.get(t, "new") != "new" for t in search)
+            hopeless = over and self.chosen(loss) is None
+            count += len(search) + (0 if hopeless else self.seeds - self.lr_seeds)
+        return count
+
+    @property
+    def done(self) -> int:
+        """How many of them have ended."""
+        return sum(self.states.get(trial, "new") != "new" for trial in self.trials())
+
+
+def planned(
+    root: Path,
+    *,
+    losses: Sequence[str],
+    seeds: int,
+    rates: Sequence[float],
+    lr_seeds: int,
+) -> Plan:
+    """Return the plan with all that the folder has of it already."""
+    plan = Plan(losses=losses, seeds=seeds, rates=rates, lr_seeds=lr_seeds)
+    look(root, plan, [trial for loss in losses for trial in plan.search(loss)])
+    look(root, plan, [trial for loss in losses for trial in plan.rest(loss)])
+    return plan
+
+
+def look(root: Path, plan: Plan, trials: Iterable[Trial]) -> None:
+    """Take the state of trials from their folders."""
+    for trial in trials:
+        folder = TrialFolder(root, trial)
+        state = folder.state()
+        score = folder.validation_score() if state == "finished" else math.nan
+        plan.finish(trial, state, score)
+
+
+def folders(root: Path, trials: Iterable[Trial]) -> Mapping[Trial, TrialFolder]:
+    """Return the folder of each trial."""
+    return {trial: TrialFolder(root, trial) for trial in trials}

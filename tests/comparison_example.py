@@ -1,0 +1,490 @@
+"""Results of comparisons that never were: what the tests of the report show."""
+
+import dataclasses
+import math
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from denseloss.compare.results import (
+    SIZES,
+    Calibration,
+    Case,
+    Comparison,
+    Cost,
+    Estimate,
+    Failure,
+    Look,
+    LossResults,
+    Metric,
+    Needed,
+    Pooling,
+    Results,
+    Threshold,
+)
+
+ABSENT = "A class that an image neither holds nor is predicted scores 1 there."
+METRICS = (
+    Metric(
+        key="dice",
+        name="Dice",
+        higher_is_better=True,
+        unit="",
+        definition="Dice score, 2 TP / (2 TP + FP + FN). " + ABSENT,
+    ),
+    Metric(
+        key="iou",
+        name="IoU",
+        higher_is_better=True,
+        unit="",
+        definition="Intersection over union. " + ABSENT,
+    ),
+    Metric(
+        key="precision",
+        name="Precision",
+        higher_is_better=True,
+        unit="",
+        definition="Share of the predicted pixels that are right. " + ABSENT,
+    ),
+    Metric(
+        key="recall",
+        name="Recall",
+        higher_is_better=True,
+        unit="",
+        definition="Share of the true pixels that are found. " + ABSENT,
+    ),
+    Metric(
+        key="f2",
+        name="F2",
+        higher_is_better=True,
+        unit="",
+        definition="F-score with β = 2. " + ABSENT,
+    ),
+    Metric(
+        key="boundary_f",
+        name="Boundary F",
+        higher_is_better=True,
+        unit="",
+        definition="F1 of the boundary pixels. " + ABSENT,
+    ),
+    Metric(
+        key="hd95",
+        name="HD95",
+        higher_is_better=False,
+        unit="px",
+        definition="Hausdorff distance at 95 %. An absent class has distance 0.",
+    ),
+)
+POOLED = ("dice", "iou", "precision", "recall", "f2")
+
+BINARY_LOSSES = (
+    "binary_cross_entropy",
+    "binary_cross_entropy + binary_dice",
+    "binary_dice(beta=2, smooth=1) + 0.5*binary_focal(gamma=2)",
+    "binary_focal(gamma=2)",
+    "binary_tversky(alpha=0.3, beta=0.7)",
+    "structure",
+)
+BINARY_EFFECTS = (0.0, 0.021, 0.014, -0.018, 0.003, 0.016)
+NOTHING = Estimate(
+    value=math.nan, low=math.nan, high=math.nan, standard_error=math.nan, freedom=math.nan
+)
+
+
+def estimate(value: float, half: float) -> Estimate:
+    return Estimate(
+        value=value, low=value - half, high=value + half, standard_error=half / 2, freedom=9.3
+    )
+
+
+def shapes(rng: np.random.Generator, size: int, classes: int) -> NDArray[np.uint8]:
+    rows, columns = np.ogrid[:size, :size]
+    truth = np.zeros((size, size), dtype=np.uint8)
+    for _ in range(9):
+        y, x, a, b = (*rng.uniform(0, size, 2), *rng.uniform(0.04, 0.14, 2) * size)
+        inside = ((rows - y) / a) ** 2 + ((columns - x) / b) ** 2 < 1
+        truth[inside] = rng.integers(1, classes)
+    return truth
+
+
+def photograph(rng: np.random.Generator, truth: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    size = truth.shape[0]
+    light = 60 + 40 * np.sin(np.linspace(0, 3, size))[:, None] * np.cos(np.linspace(0, 2, size))
+    grey = light + 25.0 * (truth % 6) * (truth != 255) + rng.normal(0, 6, truth.shape)
+    tint = np.array([1.0, 0.85, 1.1])
+    return np.clip(grey[:, :, None] * tint, 0, 255).astype(np.uint8)
+
+
+def moved(truth: NDArray[np.uint8], by: int) -> NDArray[np.uint8]:
+    return np.where(truth == 255, 0, np.roll(truth, (by, by // 2), axis=(0, 1))).astype(np.uint8)
+
+
+def cases(losses: Sequence[str], *, classes: int, count: int, size: int = 160) -> tuple[Case, ...]:
+    rng = np.random.default_rng(3)
+    made = []
+    for number in range(count):
+        truth = shapes(rng, size, classes)
+        if classes > 2:
+            truth[: size // 20] = 255
+        made.append(
+            Case(
+                name=f"held_out/stage1_{number:03d}_a1f0c3d2e4b59687_hematoxylin_eosin.png",
+                image=photograph(rng, truth),
+                truth=truth,
+                predictions={loss: moved(truth, 1 + 2 * i) for i, loss in enumerate(losses)},
+                scores={loss: 0.93 - 0.05 * i - 0.02 * number for i, loss in enumerate(losses)},
+            )
+        )
+    return tuple(made)
+
+
+def looks(losses: Sequence[str], *, count: int, size: int = 128) -> tuple[Look, ...]:
+    rng = np.random.default_rng(4)
+    made = []
+    for number in range(count):
+        truth = shapes(rng, size, 2)
+        rows, columns = np.mgrid[:size, :size] / size
+        doubt = 0.5 + 0.3 * np.sin(9 * rows) * np.cos(7 * columns)
+        probability = np.where(truth == 1, 0.4 + 0.55 * doubt, 0.5 * doubt).astype(np.float32)
+        wrong = probability - (truth == 1)
+        gradients, weights = {}, {}
+        for i, loss in enumerate(losses):
+            weight = 0.2 + np.abs(wrong) ** (0.5 * i) + 0.4 * i * (truth == 1)
+            weight /= weight.mean()
+            gradient = wrong * weight
+            gradients[loss] = (gradient / np.abs(gradient).mean()).astype(np.float32)
+            weights[loss] = np.where(np.abs(wrong) < 0.02, np.nan, weight).astype(np.float32)
+        made.append(
+            Look(
+                name=f"stage1_{number:03d}.png",
+                predicted_by=f"the network trained with {losses[0]}, seed 0",
+                image=photograph(rng, truth),
+                truth=truth,
+                class_name="nucleus",
+                probability=probability,
+                gradients=gradients,
+                weights=weights,
+            )
+        )
+    return tuple(made)
+
+
+def compared(metric: Metric, pooling: Pooling, by: float, half: float) -> Comparison:
+    sign = 1 if metric.higher_is_better else -1
+    decided = abs(by) > half
+    verdict = "undecided" if not decided else "better" if sign * by > 0 else "worse"
+    p = 0.009 * math.exp(-abs(by / half)) if decided else 0.41
+    return Comparison(
+        metric=metric.key,
+        pooling=pooling,
+        seeds=5,
+        images=67,
+        difference=estimate(by, half),
+        p=p,
+        p_corrected=min(1.0, 4 * p),
+        improvement=estimate(0.5 + sign * min(0.35, 0.2 * by / half), 0.06),
+        effect_size=0.4 * by / half,
+        needed=Needed(effect=0.005, seeds=None if not decided else 9, images=140),
+        verdict=verdict,
+        words=f"It is {verdict}: {by:+.3f} {metric.name} against `binary_cross_entropy` "
+        f"(95 % CI {by - half:+.3f} to {by + half:+.3f}).",
+    )
+
+
+def rows(rng: np.random.Generator, top: float, speed: float) -> tuple[Mapping[str, float], ...]:
+    made = []
+    for step in range(40, 1240, 40):
+        dice = top * (1 - math.exp(-step / speed)) + rng.normal(0, 0.006)
+        loss = 0.06 + 0.6 * math.exp(-step / speed)
+        made.append(
+            {
+                "epoch": step / 40,
+                "step": step,
+                "loss": loss + rng.normal(0, 0.004),
+                "val_loss": loss + 0.03 + rng.normal(0, 0.008),
+                "mean_dice": dice,
+                "mean_iou": dice / (2 - dice),
+            }
+        )
+    return tuple(made)
+
+
+def calibration(index: int, names: Sequence[str], *, binary: bool) -> Calibration:
+    centre = np.arange(15) / 15 + 1 / 30
+    right = np.clip(centre + (0.03 * index) * np.sin(2 * np.pi * centre), 0, 1)
+    pixels = 1e5 * (np.exp(-14 * centre) + 0.6 * np.exp(-14 * (1 - centre))) + 400
+    empty = (index == 1) & (np.arange(15) == 7)
+    return Calibration(
+        what=f"probability of {names[-1]}" if binary else "confidence of the predicted class",
+        pixels=tuple(np.where(empty, 0, pixels)),
+        confidence=tuple(np.where(empty, np.nan, centre)),
+        frequency=tuple(np.where(empty, np.nan, right)),
+        ece=estimate(0.012 + 0.009 * index, 0.004),
+        thresholds={
+            name: Threshold(best=0.5 - 0.03 * index, dice=0.87, best_dice=0.872 + 0.002 * index)
+            for name in names
+        },
+    )
+
+
+def one_loss(index: int, loss: str, by: float, names: Sequence[str], sizes: bool) -> LossResults:
+    rng = np.random.default_rng(index)
+    first = 1 if len(names) == 2 else 0
+    keys: list[tuple[Metric, Pooling]] = []
+    for metric in METRICS:
+        keys.append((metric, "image"))
+        if metric.key in POOLED:
+            keys.append((metric, "pooled"))
+    level = {metric.key: 0.86 - 0.045 * i for i, metric in enumerate(METRICS)} | {"hd95": 14.2}
+    per_seed, scores, per_class, comparisons = {}, {}, {}, {}
+    for metric, pooling in keys:
+        far = 1 if metric.key != "hd95" else -120
+        value = level[metric.key] + far * by + (0.02 if pooling == "pooled" else 0)
+        wide = 0.008 if metric.key != "hd95" else 1.4
+        key = (metric.key, pooling)
+        per_seed[key] = tuple(value + wide * rng.normal(0, 0.6, 5))
+        scores[key] = estimate(value, wide)
+        for i, name in enumerate(names[first:]):
+            per_class[(*key, name)] = estimate(value - 0.011 * i * abs(far), wide * 1.3)
+        if index:
+            comparisons[key] = compared(metric, pooling, far * by, wide)
+    return LossResults(
+        loss=loss,
+        lr=1e-2 if index == 3 else 1e-3,
+        searched={1e-4: 0.79 + by, 1e-3: 0.85 + by, 1e-2: 0.83 + by + 0.05 * (index == 3)},
+        at_edge=index == 3,
+        seeds=(0, 1, 2, 3, 4),
+        curves={
+            seed: rows(np.random.default_rng(10 * index + seed), 0.86 + by, 150 + 40 * index)
+            for seed in range(5)
+        },
+        per_seed=per_seed,
+        scores=scores,
+        per_class=per_class,
+        recall={
+            (name, size): estimate(0.55 + 0.17 * i + by, 0.04)
+            for name in names[1:]
+            for i, size in enumerate(SIZES)
+        }
+        if sizes
+        else {},
+        calibration=calibration(index, names[first:], binary=len(names) == 2),
+        cost=Cost(
+            milliseconds=1.8 + 2.3 * index,
+            mebibytes=8.0 + 4 * (index % 4),
+            shape=(8, len(names) if len(names) > 2 else 1, 256, 256),
+            device="CPU (AMD EPYC), 1 thread",
+        ),
+        steps_to_95={seed: 320 + 40 * ((seed + index) % 4) for seed in range(5)},
+        seconds=tuple(190.0 + 7 * index + seed for seed in range(5)),
+        failures=(),
+        comparisons=comparisons,
+    )
+
+
+def binary_results() -> Results:
+    """Six losses, five seeds, everything there."""
+    names = ("background", "nucleus")
+    losses = [
+        one_loss(i, loss, by, names, True)
+        for i, (loss, by) in enumerate(zip(BINARY_LOSSES, BINARY_EFFECTS, strict=True))
+    ]
+    reason = "Objects are small (median 180 pixels): overlap losses weigh them like large ones."
+    losses[1] = dataclasses.replace(losses[1], reason=reason)
+    losses[5] = dataclasses.replace(
+        losses[5],
+        notes=("taken as the corrected variant with a window of 31 pixels",),
+        failures=(
+            Failure(
+                seed=3,
+                lr=1e-2,
+                error="the loss became NaN at step 118; try a lower --lr",
+                log="trials/structure/lr_0.01/seed_3/log.txt",
+            ),
+        ),
+    )
+    return Results(
+        name="dsb2018_nuclei",
+        data_lines=(
+            "image/mask folders: 670 images, all with a mask",
+            "sizes 256x256 to 1040x1388; foreground 13.4 % of the pixels",
+        ),
+        task="binary",
+        class_names=names,
+        counts={"train": 536, "val": 67, "held out": 67},
+        held_out="the test split of the folder",
+        metrics=METRICS,
+        pooling="image",
+        level=0.95,
+        effect=0.005,
+        losses=tuple(losses),
+        size_limits=(210.0, 1040.0),
+        verdict=(
+            "Three of five losses beat `binary_cross_entropy` on dsb2018_nuclei; the best is "
+            "`binary_cross_entropy + binary_dice`.",
+            "`binary_cross_entropy + binary_dice` beats `binary_cross_entropy` by 0.021 Dice "
+            "(95 % CI 0.013 to 0.029, corrected p = 0.004).",
+            "`binary_dice(beta=2, smooth=1) + 0.5*binary_focal(gamma=2)` beats it by 0.014 Dice "
+            "(95 % CI 0.006 to 0.022, corrected p = 0.006).",
+            "`structure` beats it by 0.016 Dice (95 % CI 0.008 to 0.024, corrected p = 0.005).",
+            "`binary_focal(gamma=2)` is worse by 0.018 Dice (95 % CI 0.010 to 0.026).",
+            "`binary_tversky(alpha=0.3, beta=0.7)`: no difference detectable at this budget; "
+            "about 9 more seeds would be needed for an effect of 0.005.",
+        ),
+        warnings=(
+            "`binary_focal(gamma=2)`: the best learning rate is the highest that was tried.",
+            "Validation Dice was still rising at the last step for 2 of 6 losses; a longer "
+            "training may change the order.",
+        ),
+        settings={
+            "model": "unet",
+            "steps": 1200,
+            "batch": 8,
+            "size": 256,
+            "lr": [1e-4, 1e-3, 1e-2],
+            "optimizer": "AdamW",
+            "weight_decay": 0.01,
+            "seeds": [0, 1, 2, 3, 4],
+            "augment": True,
+            "precision": "32-true",
+        },
+        commands=(
+            "denseloss compare shared/data/dsb2018_nuclei "
+            + " ".join(f'--loss "{loss}"' for loss in BINARY_LOSSES)
+            + " --seeds 5 --lr 3 --steps 1200 --out runs/nuclei",
+            "denseloss report runs/nuclei",
+        ),
+        versions={
+            "denseloss": "0.1.0",
+            "torch": "2.15.0",
+            "numpy": "2.4.1",
+            "scipy": "1.17.0",
+            "python": "3.11.9",
+        },
+        unfinished=1,
+        cases=cases(BINARY_LOSSES, classes=2, count=6),
+        looks=looks(BINARY_LOSSES, count=2),
+    )
+
+
+MULTICLASS_LOSSES = (
+    "cross_entropy",
+    "dice(absent='skip') + 0.5*focal(gamma=2)",
+    "my_loss(<b>&\"quoted\", 'naïve — δ|x|')",
+)
+MULTICLASS_NAMES = ("background", "crack <wide> & deep", 'the "other" |one|', "naïve δ")
+
+
+def multiclass_results() -> Results:
+    """One seed, a loss that failed throughout, and much that is missing; names full of marks."""
+
+    def single(index: int) -> LossResults:
+        full = one_loss(index, MULTICLASS_LOSSES[index], -0.02 * index, MULTICLASS_NAMES, False)
+
+        def alone(found: Estimate) -> Estimate:
+            return dataclasses.replace(NOTHING, value=found.value)
+
+        def unsure(found: Comparison) -> Comparison:
+            return dataclasses.replace(
+                found,
+                seeds=1,
+                difference=alone(found.difference),
+                improvement=alone(found.improvement),
+                p=math.nan,
+                p_corrected=math.nan,
+                effect_size=math.nan,
+                needed=Needed(effect=0.005, seeds=None, images=None),
+                verdict="undecided",
+                words="One seed only: no conclusion can be drawn.",
+            )
+
+        return dataclasses.replace(
+            full,
+            seeds=(0,),
+            searched={1e-3: 0.7},
+            lr=1e-3,
+            at_edge=False,
+            curves={0: full.curves[0][:2]},
+            per_seed={key: values[:1] for key, values in full.per_seed.items()},
+            scores={key: alone(found) for key, found in full.scores.items()},
+            per_class={
+                key: alone(found)
+                for key, found in full.per_class.items()
+                if key[2] != "naïve δ" or index == 0
+            },
+            calibration=None,
+            cost=full.cost if index == 0 else None,
+            steps_to_95={0: 80},
+            seconds=(41.5,),
+            comparisons={key: unsure(found) for key, found in full.comparisons.items()},
+        )
+
+    failed = LossResults(
+        loss=MULTICLASS_LOSSES[2],
+        lr=math.nan,
+        searched={1e-3: math.nan},
+        at_edge=False,
+        seeds=(),
+        curves={},
+        per_seed={},
+        scores={},
+        per_class={},
+        recall={},
+        calibration=None,
+        cost=None,
+        steps_to_95={},
+        seconds=(),
+        failures=(
+            Failure(
+                seed=0,
+                lr=1e-3,
+                error="RuntimeError: <shape> [2, 4] & [2, 3] do not match",
+                log="trials/c/log.txt",
+            ),
+        ),
+        comparisons={},
+    )
+    return Results(
+        name="super <alloy> & “more”",
+        data_lines=("indexed masks",),
+        task="multiclass",
+        class_names=MULTICLASS_NAMES,
+        counts={"train": 10, "val": 4, "held out": 4},
+        held_out="a fifth of the images",
+        metrics=METRICS,
+        pooling="pooled",
+        level=0.95,
+        effect=0.01,
+        losses=(single(0), single(1), failed),
+        size_limits=None,
+        verdict=(
+            "No conclusion can be drawn from one seed.",
+            f"`{MULTICLASS_LOSSES[2]}` failed in every trial.",
+        ),
+        warnings=("Every loss has one seed only.", "4 held-out images are few."),
+        settings={"model": "unet", "note": None},
+        commands=("denseloss compare 'data/super <alloy>' --seeds 1 --out runs/super",),
+        versions={"denseloss": "0.1.0"},
+        cases=cases(MULTICLASS_LOSSES[:2], classes=4, count=1, size=40),
+        looks=(),
+    )
+
+
+def large_results() -> Results:
+    """Twelve losses and twenty classes."""
+    names = ("background", *(f"class {i} of the many" for i in range(1, 20)))
+    expressions = [f"0.{i + 1}*cross_entropy + dice(beta={i}, smooth=1)" for i in range(12)]
+    losses = tuple(
+        one_loss(i, loss, 0.002 * (i - 5), names, True) for i, loss in enumerate(expressions)
+    )
+    small = multiclass_results()
+    return dataclasses.replace(
+        small,
+        name="many",
+        class_names=names,
+        losses=losses,
+        size_limits=(100.0, 1000.0),
+        cases=cases(expressions, classes=20, count=8, size=300),
+        looks=looks(expressions, count=3, size=256),
+    )

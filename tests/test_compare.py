@@ -1,0 +1,601 @@
+"""`denseloss compare`: which trials there are, what survives what, what is left behind."""
+
+import csv
+import json
+import math
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from denseloss import cli, compose
+from denseloss.compare import CompareSettings, compare, report
+from denseloss.compare.budget import steps_within
+from denseloss.compare.display import duration
+from denseloss.compare.folder import ComparisonFolder
+from denseloss.compare.local import LocalEngine
+from denseloss.compare.measure import load
+from denseloss.compare.run import _settle
+from denseloss.compare.settings import learning_rates, seconds
+from denseloss.compare.trials import Failed, Plan, Trial, TrialFolder, loss_slug
+from denseloss.compare.worker import Job, Times
+from denseloss.data import open_data
+from denseloss.train import InputError, TrainSettings
+from denseloss.train.run import _prepared
+from denseloss.train.settings import resolved
+
+pytestmark = pytest.mark.filterwarnings("error")
+
+
+def make_data(root: Path, *, images: int = 16, size: int = 32) -> Path:
+    """Bright squares on noise."""
+    rng = np.random.default_rng(0)
+    for name in ("images", "masks"):
+        (root / name).mkdir(parents=True)
+    for i in range(images):
+        mask = np.zeros((size, size), np.uint8)
+        for _ in range(2):
+            top, left = rng.integers(0, size - 9, 2)
+            mask[top : top + rng.integers(3, 9), left : left + rng.integers(3, 9)] = 255
+        image = mask[..., None] // 2 + rng.integers(0, 90, (size, size, 3))
+        Image.fromarray(image.astype(np.uint8)).save(root / "images" / f"scene{i:02}.png")
+        Image.fromarray(mask).save(root / "masks" / f"scene{i:02}.png")
+    return root
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> Path:
+    return make_data(tmp_path / "squares")
+
+
+def words(data: Path, out: Path, *options: str, seeds: int = 2, lr: int = 1) -> list[str]:
+    return [
+        *("compare", str(data), "--loss", "cross_entropy", "--loss", "dice", "--out", str(out)),
+        *("--seeds", str(seeds), "--lr", str(lr), "--steps", "4", "--val-every", "2"),
+        *("--batch-size", "2", "--size", "32", "--accelerator", "cpu", *options),
+    ]
+
+
+def started(line: list[str]) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, "-m", "denseloss.cli", *line],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
+
+
+def run(line: list[str]) -> tuple[int, str, str]:
+    process = started(line)
+    shown, complaint = process.communicate(timeout=600)
+    return process.returncode, shown, complaint
+
+
+def finished(out: Path) -> dict[str, int]:
+    """When each finished trial was finished, by its name."""
+    return {
+        str(file.parent.relative_to(out / "trials")): file.stat().st_mtime_ns
+        for file in sorted(out.glob("trials/*/*/held_out.npz"))
+        if ".broken" not in str(file)
+    }
+
+
+def events(out: Path, trial: str) -> list[str]:
+    lines = (out / "trials" / trial / "log.jsonl").read_text().splitlines()
+    return [json.loads(line)["event"] for line in lines]
+
+
+# ---------------------------------------------------------------- whole comparisons
+
+
+def test_a_comparison_is_run_resumed_extended_mended_and_reported_again(
+    data: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    code, shown, complaint = run(words(data, out))
+    assert (code, complaint) == (0, "")
+    assert "4 of 4 trials ended" in shown
+    assert "compared with `cross_entropy` in Dice" in shown
+    assert f"report: {out / 'report.html'}" in shown
+    first = finished(out)
+    assert len(first) == 4
+
+    # Each trial is a normal run, of the same images, whose own test row is what is measured here.
+    for name in first:
+        summary = json.loads((out / "trials" / name / "summary.json").read_text())
+        assert summary["test"]["mean_dice"] is not None
+        assert load(out / "trials" / name / "held_out.npz").names == tuple(
+            sample.name for sample in open_data(data, test_share=0.2).test
+        )
+        assert not (out / "trials" / name / "last.ckpt").exists()
+    assert len(list((out / "images").glob("*.jpg"))) == 3
+    with (out / "results.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert {row["loss"] for row in rows} == {"cross_entropy", "dice"}
+    assert {row["seed"] for row in rows} == {"0", "1"}
+    for row in rows:
+        if (row["metric"], row["pooling"], row["class"]) == ("dice", "pooled", "(whole)"):
+            name = f"{loss_slug(row['loss'])}/seed{row['seed']}-lr{float(row['lr']):g}"
+            summary = json.loads((out / "trials" / name / "summary.json").read_text())
+            assert float(row["value"]) == pytest.approx(summary["test"]["mean_dice"], abs=1e-6)
+    lines = [json.loads(line) for line in (out / "results.jsonl").read_text().splitlines()]
+    assert [line["loss"] for line in lines] == ["cross_entropy", "dice"]
+    assert lines[0]["comparisons"] == {}
+    assert set(lines[1]["comparisons"]["dice/image"]) >= {"difference", "p_corrected", "words"}
+    assert lines[0]["cost"]["milliseconds"] > 0
+    with (out / "images.csv").open() as file:
+        assert len(list(csv.DictReader(file))) == 4 * 3
+
+    # The report is made again from the folder alone.
+    page = (out / "report.html").read_bytes()
+    table = (out / "results.jsonl").read_bytes()
+    moved = data.rename(data.with_name("elsewhere"))
+    (out / "report.html").unlink()
+    (out / "results.jsonl").unlink()
+    assert cli.main(["report", str(out)]) == 0
+    assert (out / "report.html").read_bytes() == page
+    assert (out / "results.jsonl").read_bytes() == table
+    moved.rename(data)
+
+    # Another seed is added; two trials are broken meanwhile. Nothing else runs again.
+    whole, half, *alone = (out / "trials" / name for name in first)
+    (whole / "summary.json").write_text("{")
+    content = (half / "held_out.npz").read_bytes()
+    (half / "held_out.npz").write_bytes(content[: len(content) // 2])
+    code, shown, complaint = run(words(data, out, seeds=3))
+    assert (code, complaint) == (0, "")
+    assert shown.count("broken: ") == 2
+    assert "2 of 6 trials have ended before" in shown
+    again = finished(out)
+    assert len(again) == 6
+    unchanged = [name for name in first if again[name] == first[name]]
+    assert unchanged == [str(p.relative_to(out / "trials")) for p in alone]
+    assert whole.with_name(f"{whole.name}.broken1").exists()
+
+    # What is different for all trials is refused, and nothing is touched.
+    code, shown, complaint = run(words(data, out, "--weight-decay", "0"))
+    assert code == 2
+    assert "weight_decay was 0.0001, now it is 0.0" in complaint
+    assert finished(out) == again
+
+
+def test_a_killed_comparison_goes_on_and_its_workers_do_not_live_on(
+    data: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    # Long trials, so that the second ones are surely running when the first are done.
+    line = [*words(data, out, "--jobs", "1"), "--loss", "focal"]
+    line[line.index("4")] = "30"
+    process = started(line)
+    deadline = time.monotonic() + 300
+    while len(finished(out)) < 1 or not list(out.glob("trials/dice*/*/last.ckpt")):
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    process.kill()
+    process.communicate()
+    before = finished(out)
+    running = [path.parent for path in out.glob("trials/dice*/*/last.ckpt")]
+    # Whoever trains for a comparison that is gone ends, too.
+    time.sleep(3)
+    logs = {path: (path / "log.jsonl").read_bytes() for path in running}
+    time.sleep(2)
+    assert {path: (path / "log.jsonl").read_bytes() for path in running} == logs
+
+    process = started(line)
+    while len(finished(out)) < 2:
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    process.send_signal(signal.SIGINT)
+    _, complaint = process.communicate(timeout=60)
+    assert process.returncode == 130
+    (said,) = complaint.strip().splitlines()
+    assert said.startswith("denseloss: stopped; the same command goes on")
+
+    code, _, complaint = run(line)
+    assert (code, complaint) == (0, "")
+    after = finished(out)
+    assert len(after) == 6
+    assert all(after[name] == when for name, when in before.items())
+    trial = str(running[0].relative_to(out / "trials"))
+    assert "resumed" in events(out, trial)
+
+
+def test_a_trial_that_fails_is_reported_and_stops_nobody(data: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    bad = "1e38*cross_entropy + 1e38*focal(gamma=0) + 1e38*dice + 3e38*binary_dice"
+    line = [*words(data, out, seeds=1, lr=2), "--loss", bad]
+    code, shown, complaint = run(line)
+    assert (code, complaint) == (0, "")
+    assert shown.count("FAILED") == 2
+    assert "the loss term" in shown
+    assert "2 trials failed; see the errors below" in shown
+    kept = [json.loads(f.read_text()) for f in (out / "failed").glob("*.json")]
+    assert len(kept) == 2
+    assert all(k["own"] for k in kept)
+    assert bad.split(" + ")[0] in (out / "report.md").read_text()
+
+    # It would fail again: it is not tried again, unless that is asked for.
+    code, shown, complaint = run(line)
+    assert "6 of 6 trials have ended before" in shown
+    assert "FAILED" not in shown
+    code, shown, complaint = run([*line, "--retry"])
+    assert "4 of 6 trials have ended before" in shown
+    assert shown.count("FAILED") == 2
+
+    # Where the baseline fails there is nothing to compare with.
+    line = words(data, tmp_path / "other", seeds=1)
+    line[line.index("cross_entropy")] = bad
+    code, shown, complaint = run(line)
+    assert code == 2
+    assert "no trial of the baseline" in complaint
+
+
+def test_ray_runs_the_same_trials_and_survives_a_killed_worker(data: Path, tmp_path: Path) -> None:
+    pytest.importorskip("ray")
+    out = tmp_path / "out"
+    line = words(data, out, "--engine", "ray", "--jobs", "1", seeds=1)
+    line[line.index("4")] = "30"
+    process = started(line)
+    deadline = time.monotonic() + 400
+    killed = None
+    while killed is None:
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < deadline
+        if list(out.glob("trials/cross*/*/last.ckpt")) and not finished(out):
+            killed = ray_worker()
+        time.sleep(0.05)
+    os.kill(killed, signal.SIGKILL)
+    shown, complaint = process.communicate(timeout=400)
+    assert process.returncode == 0, complaint
+    assert "2 of 2 trials ended" in shown
+    assert "FAILED" not in shown
+    (trial,) = out.glob("trials/cross*/*")
+    happened = events(out, str(trial.relative_to(out / "trials")))
+    assert happened[0] == "started"
+    assert happened.count("resumed") == 1
+    assert happened[-1] == "finished"
+    # The same trial in a process of this machine gives the same numbers.
+    here = tmp_path / "here"
+    line[line.index(str(out))] = str(here)
+    del line[line.index("--engine") : line.index("--engine") + 2]
+    code, _, complaint = run(line)
+    assert (code, complaint) == (0, "")
+    assert (here / "results.csv").read_bytes() == (out / "results.csv").read_bytes()
+
+
+def ray_worker() -> int | None:
+    """Return the process in which Ray runs a trial."""
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        try:
+            if b"ray::_train_there" in path.read_bytes():
+                return int(path.parent.name)
+        except OSError:
+            continue
+    return None
+
+
+def test_a_machine_that_does_not_see_the_folder_sends_the_trial(data: Path, tmp_path: Path) -> None:
+    from denseloss.compare.cluster import _train_there, _unpack
+
+    settings = CompareSettings(
+        data=str(data),
+        losses=("cross_entropy", "dice"),
+        steps=2,
+        val_every=2,
+        batch_size=2,
+        size=32,
+        base_lr=0.005,
+        accelerator="cpu",
+        precision="32-true",
+    )
+    trial = Trial(loss="dice", seed=0, lr=0.005)
+    job = Job(root=tmp_path / "out", trial=trial, settings=settings, size_limits=None, keep=1)
+    answer = _train_there(job.to_json(), "a mark that is not there")
+    assert answer.failed is None
+    assert not (tmp_path / "out").exists()
+    files = TrialFolder(tmp_path / "out", trial)
+    _unpack(answer.packed, files)
+    assert files.state() == "finished"
+    assert files.problem() is None
+    assert "step 2/2" in files.log_file.read_text()
+
+
+# ---------------------------------------------------------------- pairs
+
+
+def test_at_one_seed_all_losses_start_from_the_same_weights(data: Path) -> None:
+    found = open_data(data)
+    weights = []
+    for loss in ("cross_entropy", "dice + 0.5*focal", "structure"):
+        settings = resolved(TrainSettings(data=str(data), loss=loss, seed=3), found)
+        task, loading = _prepared(settings, compose.parse(loss), found)
+        weights.append(task.model.state_dict())
+        assert loading.seed == 3
+    for other in weights[1:]:
+        assert all(torch.equal(other[key], value) for key, value in weights[0].items())
+
+
+def test_the_held_out_images_are_the_same_for_every_seed(data: Path) -> None:
+    settings = CompareSettings(data=str(data), losses=("dice", "focal"))
+    splits = {
+        (run.split_seed, run.val_share, run.test_share)
+        for run in (settings.trial(loss="dice", seed=seed) for seed in range(3))
+    }
+    assert len(splits) == 1
+    by_seed = [open_data(data, seed=0, test_share=0.2).test for _ in range(2)]
+    assert by_seed[0] == by_seed[1]
+    assert len(by_seed[0]) == 3
+
+
+# ---------------------------------------------------------------- the plan
+
+
+def plan(**options: object) -> Plan:
+    asked = {"losses": ["a", "b"], "seeds": 3, "rates": [0.01, 0.003, 0.03], "lr_seeds": 1}
+    return Plan(**{**asked, **options})  # type: ignore[arg-type]
+
+
+def test_every_loss_gets_the_same_learning_rates_then_its_seeds() -> None:
+    found = plan()
+    assert found.total == 2 * (3 + 2)
+    begun = []
+    while (trial := found.next()) is not None:
+        begun.append(trial)
+    assert [(t.loss, t.lr, t.seed) for t in begun] == [
+        (loss, lr, 0) for lr in (0.01, 0.003, 0.03) for loss in "ab"
+    ]
+    for trial in begun:
+        better = 0.03 if trial.loss == "a" else 0.01
+        found.finish(trial, "finished", 0.8 if trial.lr == better else 0.7)
+    assert found.chosen("a") == 0.03
+    assert found.chosen("b") == 0.01
+    rest = [found.next() for _ in range(5)]
+    assert [(t.loss, t.lr, t.seed) for t in rest if t] == [
+        ("a", 0.03, 1),
+        ("b", 0.01, 1),
+        ("a", 0.03, 2),
+        ("b", 0.01, 2),
+    ]
+    assert rest[-1] is None
+
+
+def test_of_equal_learning_rates_the_default_is_taken() -> None:
+    found = plan()
+    for trial in found.search("a"):
+        found.finish(trial, "finished", 0.5)
+    assert found.chosen("a") == 0.01
+
+
+def test_a_learning_rate_that_failed_is_not_chosen() -> None:
+    found = plan(lr_seeds=2)
+    for trial in found.search("a"):
+        fails = trial.lr == 0.03 and trial.seed == 1
+        found.finish(trial, "failed" if fails else "finished", trial.lr)
+    assert math.isnan(found.searched("a")[0.03])
+    assert found.chosen("a") == 0.01
+
+
+def test_a_loss_whose_every_learning_rate_failed_needs_no_more_seeds() -> None:
+    found = plan()
+    for trial in found.search("a"):
+        found.finish(trial, "failed")
+    assert found.chosen("a") is None
+    assert found.total == 3 + 5
+    assert all(trial.loss == "b" for trial in iter(found.next, None))
+
+
+@pytest.mark.parametrize(
+    ("count", "rates"),
+    [
+        (1, (0.005,)),
+        (2, (0.005, 0.0016)),
+        (3, (0.005, 0.0016, 0.016)),
+        (5, (0.005, 0.0016, 0.016, 0.0005, 0.05)),
+    ],
+)
+def test_learning_rates_lie_around_the_default(count: int, rates: tuple[float, ...]) -> None:
+    assert learning_rates(0.005, count) == rates
+
+
+def test_no_two_losses_share_a_folder() -> None:
+    losses = ["dice", "dice + focal", "dice(smooth=1)", "dice(smooth=0)", "x" * 90, "x" * 91]
+    names = {loss_slug(loss) for loss in losses}
+    assert len(names) == len(losses)
+    assert all(len(name) < 60 and "/" not in name for name in names)
+
+
+# ---------------------------------------------------------------- time
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [("90s", 90), ("30m", 1800), ("1.5h", 5400), ("1h30m", 5400), ("1d", 86400)],
+)
+def test_a_budget_is_a_time(text: str, expected: float) -> None:
+    assert seconds(text) == expected
+
+
+@pytest.mark.parametrize("text", ["", "30", "m", "30 m", "half an hour", "-5m", "30m!"])
+def test_a_budget_that_is_no_time_is_refused(text: str) -> None:
+    with pytest.raises(InputError, match="write a time such as 30m"):
+        seconds(text)
+
+
+def test_the_steps_fill_the_budget_and_do_not_exceed_it() -> None:
+    settings = TrainSettings(data="x", loss="dice", val_every=10)
+    times = [Times(step=0.1, validation=1, rest=5), Times(step=0.2, validation=2, rest=5)]
+    steps = steps_within(600, times, trials=8, slots=2, settings=settings, images=100)
+
+    def needed(n: int) -> float:
+        return 4 * (5 + 0.2 * n + 2 * math.ceil(n / 10))
+
+    assert needed(steps) <= 600 < needed(steps + 1)
+    with pytest.raises(InputError, match="8 trials of 20 steps need about 1 minutes"):
+        steps_within(10, times, trials=8, slots=2, settings=settings, images=100)
+
+
+def test_the_steps_of_a_budget_are_measured_once(data: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    line = words(data, out, seeds=1)
+    place = line.index("--steps")
+    line[place : place + 2] = ["--budget", "2m"]
+    del line[line.index("--val-every") : line.index("--val-every") + 2]
+    started_at = time.monotonic()
+    code, shown, complaint = run(line)
+    assert (code, complaint) == (0, ""), shown
+    assert "measuring how long a step takes" in shown
+    # Not timed closely: a machine may become slower in the middle. It is in the region.
+    assert time.monotonic() - started_at < 360
+    before = finished(out)
+    code, shown, complaint = run(line)
+    assert "measuring" not in shown
+    assert finished(out) == before
+
+
+def test_durations_are_short_words() -> None:
+    assert [duration(s) for s in (7.4, 99, 100, 3600, 36000)] == [
+        "7 s",
+        "99 s",
+        "2 min",
+        "60 min",
+        "10.0 h",
+    ]
+
+
+# ---------------------------------------------------------------- what goes wrong
+
+
+def test_a_process_that_dies_is_a_failed_trial_with_its_last_words(tmp_path: Path) -> None:
+    engine = LocalEngine(jobs=1, gpus=())
+    settings = CompareSettings(data=str(tmp_path / "nowhere"), losses=("dice", "focal"), steps=2)
+    trial = Trial(loss="dice", seed=0, lr=0.01)
+    job = Job(root=tmp_path / "out", trial=trial, settings=settings, size_limits=None, keep=0)
+    engine.start(job)
+    engine._running[0].process.kill()
+    outcomes = []
+    while not outcomes:
+        outcomes = engine.wait(1)
+    assert outcomes[0].trial == trial
+    assert outcomes[0].failed is not None
+    assert "was killed by signal 9" in outcomes[0].failed.error
+    assert not outcomes[0].failed.own
+    engine.start(job)
+    outcomes = []
+    while not outcomes:
+        outcomes = engine.wait(1)
+    assert outcomes[0].failed is not None
+    assert "nowhere" in outcomes[0].failed.error
+    engine.stop()
+
+
+def test_gpus_are_shared_out_one_per_trial(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = []
+
+    class Process:
+        stdin = stdout = None
+
+        def __init__(self, *_: object, env: dict[str, str], **__: object) -> None:
+            seen.append(env["CUDA_VISIBLE_DEVICES"])
+            read, write = os.pipe()
+            self.stdin, self.stdout = os.fdopen(write, "wb"), os.fdopen(read, "rb")
+
+    monkeypatch.setattr(subprocess, "Popen", Process)
+    engine = LocalEngine(jobs=None, gpus=("2", "5", "7"))
+    settings = CompareSettings(data=".", losses=("dice",), steps=2)
+    for seed in range(3):
+        assert engine.free()
+        trial = Trial(loss="dice", seed=seed, lr=0.01)
+        engine.start(Job(root=tmp_path, trial=trial, settings=settings, size_limits=None, keep=0))
+    assert seen == ["2", "5", "7"]
+    assert not engine.free()
+    for running in engine._running:
+        running.process.stdin.close()
+        running.process.stdout.close()
+
+
+def test_a_full_disk_is_told_and_costs_that_trial_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = plan()
+    trial = found.next()
+    assert trial is not None
+
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(TrialFolder, "fail", full)
+    failed = _settle(
+        ComparisonFolder(tmp_path), found, trial, Failed(error="cannot write", own=False)
+    )
+    assert failed is not None
+    assert failed.error.startswith("cannot write (and this could not be noted")
+    assert found.states[trial] == "failed"
+    assert found.next() not in (None, trial)
+
+
+def test_two_comparisons_do_not_work_in_one_folder(data: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    with ComparisonFolder(out).locked():
+        code, _, complaint = run(words(data, out))
+    assert code == 2
+    assert "another denseloss compare works in this folder" in complaint
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"losses": ()}, "--loss is missing"),
+        ({"losses": ("dice",)}, "nothing to compare it with"),
+        ({"losses": ("dice", "dice")}, "is given twice"),
+        ({"losses": ("dice", "giou")}, "pairs of boxes"),
+        ({"seeds": 0}, "--seeds 0: must be 1 or larger"),
+        ({"lr": 0}, "--lr 0: must be 1 or larger"),
+        ({"lr_seeds": 9}, "there are only 2 seeds"),
+        ({"steps": 3, "epochs": 2}, "--steps and --epochs both say how long"),
+        ({"metric": "accuracy"}, "--metric accuracy: there are dice, iou"),
+        ({"effect": 0.0}, "--effect 0: must be larger than 0"),
+        ({"level": 1.0}, "--level 1: must lie between"),
+        ({"address": "auto"}, "give --engine ray, too"),
+        ({"test_share": 0.0}, "no held-out images"),
+        ({"test_share": 0.9}, "--test-share 0.9: must lie between 0 and 0.8"),
+        ({"batch_size": 0}, "--batch-size 0: must be larger than 0"),
+    ],
+)
+def test_what_cannot_be_compared_is_refused_before_anything_is_written(
+    data: Path, tmp_path: Path, options: dict[str, object], message: str
+) -> None:
+    asked = CompareSettings(
+        data=str(data), losses=("cross_entropy", "dice"), out=tmp_path / "out", seeds=2
+    )
+    with pytest.raises(InputError, match=message.replace("(", r"\(")):
+        compare(replace(asked, **options))  # type: ignore[arg-type]
+    left = [p for p in (tmp_path / "out").rglob("*") if p.name != ".lock"]
+    assert left == []
+
+
+def test_a_folder_of_something_else_is_left_alone(data: Path, tmp_path: Path) -> None:
+    out = tmp_path / "thesis"
+    out.mkdir()
+    (out / "thesis.tex").write_text("years of work")
+    asked = CompareSettings(data=str(data), losses=("cross_entropy", "dice"), out=out)
+    with pytest.raises(InputError, match="holds no comparison of denseloss"):
+        compare(asked)
+    with pytest.raises(InputError, match="holds no comparison"):
+        report(out)
+    with pytest.raises(InputError, match="holds no comparison"):
+        report(tmp_path / "nowhere")
+    assert not (tmp_path / "nowhere").exists()
+    assert (out / "thesis.tex").read_text() == "years of work"
+    shutil.rmtree(out)

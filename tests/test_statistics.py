@@ -1,0 +1,695 @@
+"""The comparison's statistics: by hand, by brute force, against scipy, and by simulation."""
+
+import itertools
+import math
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from denseloss.compare.results import Estimate, Metric
+from denseloss.compare.statistics import (
+    Components,
+    Measured,
+    compare,
+    components,
+    effect_size,
+    estimate,
+    holm,
+    improvement,
+    needed,
+    permutation_test,
+    summary,
+)
+
+Array = np.ndarray
+Pair = tuple[Array, Array]
+
+DICE = Metric(key="dice", name="Dice", higher_is_better=True, unit="", definition="")
+HD95 = Metric(key="hd95", name="HD95", higher_is_better=False, unit="px", definition="")
+
+
+def mean(sums: Array) -> Array:
+    return sums[..., 0] / sums[..., 1]
+
+
+def dice(sums: Array) -> Array:
+    return 2 * sums[..., 0] / (sums[..., 1] + sums[..., 2])
+
+
+def averaged(scores: Array) -> Array:
+    """Counts whose score is the mean over images."""
+    return np.stack([scores, np.ones_like(scores)], axis=-1)
+
+
+def measured(scores: Array, seeds: tuple[int, ...] | None = None) -> Measured:
+    seeds = tuple(range(len(scores))) if seeds is None else seeds
+    return Measured(seeds=seeds, counts=averaged(scores), per_image=scores)
+
+
+def normal_scores(rng: np.random.Generator, seeds: int, images: int) -> Array:
+    by_seed, by_image = rng.normal(size=(seeds, 1)), rng.normal(size=(1, images))
+    return 0.8 + 0.02 * by_seed + 0.05 * by_image + 0.03 * rng.normal(size=(seeds, images))
+
+
+def squares(scores: Array) -> tuple[float, float, float]:
+    """The parts of the variance from the squares of the analysis of variance."""
+    seeds, images = scores.shape
+    rows, columns = scores.mean(1), scores.mean(0)
+    rest = scores - rows[:, None] - columns + scores.mean()
+    interaction = (rest**2).sum() / ((seeds - 1) * (images - 1) * seeds * images)
+    return rows.var(ddof=1) / seeds, columns.var(ddof=1) / images, interaction
+
+
+# --- the estimate
+
+
+def test_value_is_the_mean_over_seeds_of_the_score() -> None:
+    counts = np.array([[[1.0, 2, 2], [3, 4, 6]], [[0, 2, 2], [4, 4, 6]]])
+    # Seed 0: 2 * 4 / (6 + 8); seed 1: 2 * 4 / (6 + 8), whatever the images' own Dice.
+    assert estimate(counts, dice).value == pytest.approx(8 / 14)
+    minus = counts * np.array([0.5, 1, 1])
+    assert estimate(counts, dice, minus=minus).value == pytest.approx(4 / 14)
+
+
+def test_variance_of_a_mean_is_that_of_the_analysis_of_variance() -> None:
+    scores = normal_scores(np.random.default_rng(0), 5, 12)
+    found = components(averaged(scores), mean, draws=40_000)
+    by_seed, by_image, interaction = squares(scores)
+    assert found.by_seed == pytest.approx(by_seed)
+    assert found.by_image == pytest.approx(by_image, rel=0.04)
+    assert found.interaction == pytest.approx(interaction, rel=0.04)
+    expected = by_seed + by_image - interaction
+    assert found.variance == pytest.approx(expected, rel=0.04)
+
+
+def test_bootstrap_is_the_one_over_all_draws() -> None:
+    rng = np.random.default_rng(1)
+    counts = rng.integers(1, 9, (3, 4, 3)).astype(float)
+    each = np.array(
+        [dice(counts[:, list(draw)].sum(1)) for draw in itertools.product(range(4), repeat=3)]
+    )
+    found = components(counts, dice, draws=100_000)
+    assert found.by_image == pytest.approx(each.mean(1).var(), rel=0.03)
+    own = each - each.mean(1, keepdims=True)
+    own = own - own.mean(0)
+    assert found.interaction == pytest.approx((own**2).sum(1).mean() / (3 * 2), rel=0.03)
+    # Seeds too: 2 of 3 drawn with replacement, alone.
+    values = dice(counts.sum(1))
+    seeds = [values[list(draw)].mean() for draw in itertools.product(range(3), repeat=2)]
+    assert found.by_seed == pytest.approx(np.var(seeds))
+
+
+def test_where_only_seeds_vary_it_is_the_t_test() -> None:
+    scores = np.array([0.71, 0.74, 0.72, 0.77])
+    for images in (1, 6):
+        counts = averaged(np.repeat(scores[:, None], images, 1))
+        baseline = averaged(np.full((4, images), 0.7))
+        test = stats.ttest_1samp(scores - 0.7, 0)
+        found = components(counts, mean, minus=baseline)
+        result = found.estimate(0.9)
+        assert found.p_value() == pytest.approx(test.pvalue)
+        assert result.low == pytest.approx(test.confidence_interval(0.9).low)
+        assert result.high == pytest.approx(test.confidence_interval(0.9).high)
+        assert result.freedom == pytest.approx(3)
+        assert result.standard_error == pytest.approx(stats.sem(scores))
+
+
+def test_with_one_seed_it_is_the_t_test_over_images() -> None:
+    scores = np.random.default_rng(2).normal(0.1, 0.2, (1, 9))
+    found = components(averaged(scores), mean, draws=40_000)
+    test = stats.ttest_1samp(scores[0], 0)
+    assert found.freedom(0.95) == 8
+    assert found.p_value() == pytest.approx(test.pvalue, rel=0.1)
+    assert found.estimate().low == pytest.approx(test.confidence_interval().low, abs=0.004)
+
+
+def test_one_seed_and_one_image_have_no_interval() -> None:
+    result = estimate(averaged(np.array([[0.5]])), mean)
+    assert result.value == 0.5
+    assert all(
+        math.isnan(x) for x in (result.low, result.high, result.standard_error, result.freedom)
+    )
+    assert math.isnan(components(averaged(np.array([[0.5]])), mean).p_value())
+
+
+@pytest.mark.parametrize("shape", [(1, 4), (4, 1), (4, 5)])
+def test_where_nothing_varies_the_interval_is_a_point(shape: tuple[int, int]) -> None:
+    # 0.1 * 3 is not 0.3: rounding is no evidence.
+    one, other = averaged(np.full(shape, 0.3)), averaged(np.full(shape, 0.1 * 3))
+    found = components(one, mean, minus=other)
+    assert (found.value, found.variance, found.p_value()) == (0, 0, 1)
+    result = estimate(one, mean)
+    assert result.low == result.high == result.value == pytest.approx(0.3)
+    assert components(one, mean).p_value() == 0
+
+
+def test_interval_and_p_agree_at_every_level() -> None:
+    scores = normal_scores(np.random.default_rng(3), 3, 10) - 0.72
+    found = components(averaged(scores), mean)
+    p = found.p_value()
+    assert 0 < p < 1
+    for factor, outside in ((1.001, True), (0.999, False)):
+        result = found.estimate(1 - factor * p)
+        assert (result.low > 0 or result.high < 0) is outside
+    assert 2 < found.freedom(0.95) < 9
+    half = stats.t.ppf(0.975, found.freedom(0.95)) * found.estimate().standard_error
+    assert found.half_width(0.95) == pytest.approx(half)
+
+
+def test_interval_by_hand() -> None:
+    # 0.04 from 3 seeds and 0.09 - 0.03 from 31 images: t is 4.3027 and 2.0423.
+    found = Components(value=1, seeds=3, images=31, by_seed=4, by_image=9, interaction=3)
+    assert found.variance == 10
+    assert found.half_width(0.95) == pytest.approx(math.sqrt(4.3027**2 * 4 + 2.0423**2 * 6), 1e-4)
+    # Never less than either part shows by itself.
+    noisy = Components(value=1, seeds=3, images=31, by_seed=4, by_image=9, interaction=8)
+    assert noisy.variance == 9
+
+
+def test_a_score_without_an_image_of_the_class_is_left_out() -> None:
+    # Image 0 alone has the class, and is often not drawn.
+    counts = np.zeros((3, 4, 3))
+    counts[:, 0] = [[8, 10, 10], [7, 10, 10], [9, 10, 10]]
+    result = estimate(counts, dice)
+    assert result.value == pytest.approx(0.8)
+    assert result.standard_error == pytest.approx(0.1 / math.sqrt(3))
+    never = estimate(np.zeros((3, 4, 3)), dice)
+    assert math.isnan(never.value)
+    assert math.isnan(never.low)
+
+
+def test_scores_of_many_classes_may_warn_of_empty_ones() -> None:
+    def over_classes(sums: Array) -> Array:
+        parts = sums.reshape(*sums.shape[:-1], 3, -1)
+        return np.nanmean(2 * parts[..., 0, :] / (parts[..., 1, :] + parts[..., 2, :]), axis=-1)
+
+    rng = np.random.default_rng(4)
+    counts = rng.integers(0, 5, (3, 6, 6)).astype(float)
+    counts[:, :, 1::2] = 0
+    assert estimate(counts, over_classes).value == pytest.approx(
+        dice(counts[..., ::2].sum(1)).mean()
+    )
+
+
+def test_same_seed_same_numbers_and_chunks_do_not_matter(monkeypatch: pytest.MonkeyPatch) -> None:
+    rng = np.random.default_rng(5)
+    one, other = rng.random((3, 20, 3)), rng.random((3, 20, 3))
+
+    def everything(seed: int) -> tuple[Estimate, float]:
+        return (
+            estimate(one, dice, minus=other, draws=300, seed=seed),
+            permutation_test(one, other, dice, draws=300, seed=seed),
+        )
+
+    first = everything(7)
+    assert everything(7) == first
+    assert everything(8) != first
+    monkeypatch.setattr("denseloss.compare.statistics._CHUNK", 1000)
+    assert everything(7)[0].high == pytest.approx(first[0].high)
+    assert everything(7)[1] == first[1]
+
+
+@pytest.mark.parametrize(
+    ("counts", "minus", "words"),
+    [
+        (np.zeros((3, 4)), None, r"\[seeds images k\]"),
+        (np.zeros((3, 0, 2)), None, "not empty"),
+        (np.zeros((3, 4, 2)), np.zeros((2, 4, 2)), "same seeds and images"),
+    ],
+)
+def test_wrong_counts_are_named(counts: Array, minus: Array | None, words: str) -> None:
+    with pytest.raises(ValueError, match=words):
+        estimate(counts, mean, minus=minus)
+
+
+def test_a_score_of_the_wrong_shape_is_named() -> None:
+    with pytest.raises(ValueError, match="must be"):
+        estimate(np.ones((3, 4, 2)), lambda sums: sums)
+
+
+# --- the permutation test
+
+
+def test_permutations_by_brute_force() -> None:
+    rng = np.random.default_rng(6)
+    one, other = rng.integers(1, 9, (2, 3, 6, 3)).astype(float)
+    values = []
+    for swap in itertools.product((False, True), repeat=6):
+        keep = ~np.array(swap)[:, None]
+        a, b = np.where(keep, one, other), np.where(keep, other, one)
+        values.append((dice(a.sum(1)) - dice(b.sum(1))).mean())
+    expected = np.mean(np.abs(values) >= abs(values[0]) - 1e-12)
+    assert permutation_test(one, other, dice) == pytest.approx(expected)
+
+
+def test_permutations_agree_with_scipy() -> None:
+    rng = np.random.default_rng(7)
+    one, other = rng.normal(0.3, 1, (2, 10)), rng.normal(0, 1, (2, 10))
+    expected = stats.permutation_test(
+        (one.mean(0), other.mean(0)),
+        lambda x, y: np.mean(x - y),
+        permutation_type="samples",
+        n_resamples=np.inf,
+    ).pvalue
+    own, base = averaged(one), averaged(other)
+    assert permutation_test(own, base, mean) == pytest.approx(expected)
+    drawn = permutation_test(own, base, mean, draws=500)
+    assert drawn == pytest.approx(expected, abs=5 * math.sqrt(expected / 500))
+    assert drawn * 501 == pytest.approx(round(drawn * 501))
+
+
+def test_the_smallest_p_is_that_of_the_images() -> None:
+    for images in (1, 2, 5):
+        one = averaged(np.full((5, images), 0.9) + np.arange(images) / 100)
+        assert permutation_test(one, one * [0.5, 1], mean) == 2.0 ** (1 - images)
+    many = averaged(np.full((2, 40), 0.9))
+    assert permutation_test(many, many * [0.5, 1], mean, draws=999) == 1 / 1000
+    assert permutation_test(many, many, mean, draws=999) == 1
+
+
+def test_an_undefined_difference_has_no_p() -> None:
+    assert math.isnan(permutation_test(np.zeros((2, 3, 3)), np.ones((2, 3, 3)), dice))
+
+
+# --- Holm, improvement, effect size
+
+
+def test_holm_by_hand() -> None:
+    # Sorted: 0.01 * 4, 0.02 * 3, 0.03 * 2 = 0.06 again, 0.5 * 1.
+    assert holm([0.03, 0.01, 0.5, 0.02]) == pytest.approx([0.06, 0.04, 0.5, 0.06])
+    assert holm([0.6, 0.7]) == [1, 1]
+    assert holm([]) == []
+    adjusted = holm([0.01, math.nan, 0.02])
+    assert adjusted[::2] == pytest.approx([0.03, 0.04])
+    assert math.isnan(adjusted[1])
+
+
+def test_improvement_by_hand() -> None:
+    # Image 0: 3 of 4 pairs; image 1: every pair a tie; image 2: none.
+    one = np.array([[0.9, 0.5, 0.1], [0.6, 0.5, 0.2]])
+    other = np.array([[0.7, 0.5, 0.8], [0.5, 0.5, 0.9]])
+    result = improvement(one, other)
+    assert result.value == pytest.approx((0.75 + 0.5 + 0) / 3)
+    assert 0 <= result.low < result.value < result.high <= 1
+    assert improvement(one, other, higher_is_better=False).value == pytest.approx(1 - result.value)
+    swapped = improvement(other, one)
+    assert swapped.low == pytest.approx(1 - result.high)
+
+
+def test_improvement_that_never_fails_is_not_certain() -> None:
+    one, other = np.full((5, 30), 0.9), np.full((5, 30), 0.8)
+    result = improvement(one, other)
+    assert (result.value, result.high) == (1, 1)
+    assert result.low == pytest.approx(stats.binomtest(5, 5).proportion_ci().low)
+    assert improvement(other, one).high == pytest.approx(1 - result.low)
+    assert improvement(one[:1], other[:1]).low == pytest.approx(0.025 ** (1 / 30))
+    equal = improvement(one, one)
+    assert (equal.low, equal.value, equal.high) == (0.5, 0.5, 0.5)
+
+
+def test_effect_size_by_hand() -> None:
+    one = np.array([[3.0, 5, 4], [5, 5, 6]])
+    other = np.array([[3.0, 3, 3], [3, 3, 3]])
+    # Differences of the means: 1, 2, 2.
+    assert effect_size(one, other) == pytest.approx((5 / 3) / math.sqrt(1 / 3))
+    assert effect_size(other, one) == -effect_size(one, other)
+    assert effect_size(one, one) == 0
+    assert effect_size(one + 0.1, one) == math.inf
+    assert effect_size(one, one + 0.1) == -math.inf
+    assert math.isnan(effect_size(one[:, :1], other[:, :1]))
+
+
+def test_images_without_a_score_are_left_out() -> None:
+    one = np.array([[0.9, 0.5, np.nan], [0.8, 0.6, 0.7]])
+    other = one - np.array([0.1, 0.2, 0.1])
+    assert effect_size(one, other) == pytest.approx(effect_size(one[:, :2], other[:, :2]))
+    assert improvement(one, other).value == improvement(one[:, :2], other[:, :2]).value
+    assert math.isnan(improvement(one * np.nan, other).value)
+
+
+# --- what is needed
+
+
+def found_with(by_seed: float, by_image: float, interaction: float) -> Components:
+    return Components(
+        value=0.0,
+        seeds=5,
+        images=30,
+        by_seed=by_seed,
+        by_image=by_image,
+        interaction=interaction,
+    )
+
+
+def test_needed_seeds_are_those_of_the_t_test() -> None:
+    # Only seeds vary, standard deviation 0.02: the textbook's paired t test.
+    result = needed(found_with(0.02**2 / 5, 0, 0), effect=0.015, alpha=0.05)
+
+    def power(n: int) -> float:
+        shift = 0.015 / (0.02 / math.sqrt(n))
+        return float(stats.nct.sf(stats.t.ppf(0.975, n - 1), n - 1, shift))
+
+    expected = next(n for n in range(5, 100) if power(n) >= 0.8)
+    assert result.seeds == expected - 5 > 0
+    # No number of images makes up for the luck of five starts.
+    assert result.images is None
+
+
+def test_needed_images_where_images_vary() -> None:
+    result = needed(found_with(0, 0.1**2 / 30, 0), effect=0.03, alpha=0.01)
+    assert result.seeds is None
+    assert result.images is not None
+    assert 90 < result.images < 130  # z alone: (2.576 + 0.842)^2 / 0.3^2 = 130 in all.
+
+
+def test_needed_is_nothing_where_there_is_enough() -> None:
+    result = needed(found_with(1e-8, 1e-8, 0), effect=0.01, alpha=0.01)
+    assert (result.seeds, result.images) == (0, 0)
+
+
+def test_needed_knows_its_limits() -> None:
+    huge = needed(found_with(1.0, 1.0, 0), effect=1e-4, alpha=0.01)
+    assert (huge.seeds, huge.images) == (None, None)
+    one_seed = components(averaged(np.random.default_rng(0).random((1, 9))), mean)
+    assert needed(one_seed, effect=0.1, alpha=0.01).images is None
+    # Five images: no permutation test gets below 2 / 2^5, whatever the seeds.
+    few = Components(value=0, seeds=5, images=5, by_seed=1e-9, by_image=1e-9, interaction=0)
+    assert needed(few, effect=0.1, alpha=0.01) == needed(few, effect=0.2, alpha=0.01).__class__(
+        effect=0.1, seeds=None, images=3
+    )
+    with pytest.raises(ValueError, match="above 0"):
+        needed(few, effect=0.0, alpha=0.01)
+
+
+# --- the verdict
+
+
+def against(shift: float, **options: object) -> tuple[str, str]:
+    rng = np.random.default_rng(9)
+    level = rng.normal(0.8, 0.1, 30)
+    scores = {
+        name: level + add + rng.normal(0, 0.004, (5, 1)) + rng.normal(0, 0.01, (5, 30))
+        for name, add in (("cross_entropy", 0.0), ("dice", shift), ("focal", 0.0))
+    }
+    metric = options.pop("metric", DICE)
+    assert isinstance(metric, Metric)
+    results = compare(
+        {name: measured(x) for name, x in scores.items()},
+        mean,
+        baseline="cross_entropy",
+        metric=metric,
+        pooling="image",
+    )
+    return results["dice"].verdict, results["dice"].words
+
+
+def test_a_big_difference_is_found_and_said() -> None:
+    verdict, words = against(0.05)
+    assert verdict == "better"
+    assert words.startswith("`dice` beats `cross_entropy` by 0.05")
+    assert " Dice (95 % CI 0.0" in words
+    assert words.endswith("corrected p < 0.001)")
+    verdict, words = against(-0.05)
+    assert verdict == "worse"
+    assert words.startswith("`dice` loses to `cross_entropy` by 0.0")
+    assert "-" not in words
+
+
+def test_lower_is_better_for_a_distance() -> None:
+    verdict, words = against(-0.05, metric=HD95)
+    assert verdict == "better"
+    assert words.startswith("`dice` beats `cross_entropy` by 0.0")
+    assert " px HD95 (95 % CI 0.0" in words
+    assert against(0.05, metric=HD95)[0] == "worse"
+
+
+def test_no_difference_is_said_with_what_is_needed() -> None:
+    verdict, words = against(0.0)
+    assert verdict == "undecided"
+    assert words.startswith("no difference between `dice` and `cross_entropy` detectable")
+    assert "corrected p = " in words
+    assert words.endswith(
+        ("would be needed for an effect of 0.01", "found with a chance of at least 80 %")
+    )
+
+
+def test_one_seed_never_decides() -> None:
+    rng = np.random.default_rng(10)
+    base = rng.random((1, 30))
+    results = compare(
+        {"a": measured(base), "b": measured(base + 0.5 + 0.01 * rng.random((1, 30)))},
+        mean,
+        baseline="a",
+        metric=DICE,
+        pooling="image",
+    )
+    assert results["b"].verdict == "undecided"
+    assert results["b"].difference.low > 0
+    assert math.isnan(results["b"].p_corrected)
+    assert results["b"].words.startswith("one seed cannot tell `b` and `a` apart from the luck")
+
+
+def test_losses_are_paired_by_the_seeds_both_have() -> None:
+    rng = np.random.default_rng(11)
+    scores = rng.random((5, 20))
+    own = Measured(
+        seeds=(4, 0, 2, 9), counts=averaged(scores[[4, 0, 2, 3]]), per_image=scores[[4, 0, 2, 3]]
+    )
+    results = compare(
+        {"b": own, "a": measured(scores), "c": measured(scores[:2], (7, 8))},
+        mean,
+        baseline="a",
+        metric=DICE,
+        pooling="image",
+    )
+    assert list(results) == ["b", "c"]
+    assert results["b"].seeds == 3
+    assert results["b"].difference.value == results["b"].difference.high == 0
+    assert results["b"].improvement.value == pytest.approx(0.5)
+    assert results["b"].p == 1
+    assert (results["c"].seeds, results["c"].verdict) == (0, "undecided")
+    assert "no seed that both finished" in results["c"].words
+    assert math.isnan(results["c"].difference.value)
+
+
+def test_an_undefined_score_is_undecided() -> None:
+    nothing = Measured(seeds=(0, 1), counts=np.zeros((2, 5, 3)), per_image=np.full((2, 5), np.nan))
+    some = Measured(seeds=(0, 1), counts=np.ones((2, 5, 3)), per_image=np.ones((2, 5)))
+    result = compare({"a": some, "b": nothing}, dice, baseline="a", metric=DICE, pooling="pooled")[
+        "b"
+    ]
+    assert result.verdict == "undecided"
+    assert "undefined" in result.words
+    assert (result.needed.seeds, result.needed.images) == (None, None)
+
+
+def test_bad_comparisons_are_refused() -> None:
+    good = measured(np.random.default_rng(0).random((3, 4)))
+    with pytest.raises(ValueError, match="baseline 'x' is not among"):
+        compare({"a": good}, mean, baseline="x", metric=DICE, pooling="image")
+    bad = Measured(seeds=(0, 1), counts=good.counts, per_image=good.per_image)
+    with pytest.raises(ValueError, match="2 seeds, but counts of 3"):
+        compare({"a": good, "b": bad}, mean, baseline="a", metric=DICE, pooling="image")
+    assert compare({"a": good}, mean, baseline="a", metric=DICE, pooling="image") == {}
+
+
+def test_summary_counts_the_verdicts() -> None:
+    rng = np.random.default_rng(12)
+    level = rng.normal(0.7, 0.1, 20)
+    shifts = {"ce": 0.0, "a": 0.1, "b": 0.2, "c": -0.1, "d": 0.0}
+    scores = {k: measured(level + v + rng.normal(0, 0.01, (5, 20))) for k, v in shifts.items()}
+    results = compare(scores, mean, baseline="ce", metric=DICE, pooling="image")
+    text = summary(results, baseline="ce", metric=DICE)
+    assert text == (
+        "Of the 4 losses compared with `ce` in Dice, 2 beat it (`a`, `b`), 1 loses to it (`c`) "
+        "and 1 is undecided (`d`). `b` is furthest ahead; whether it beats the other winners was "
+        "not tested. Undecided does not mean equal: it was not shown either way."
+    )
+    assert "only loss" in summary({}, baseline="ce", metric=DICE)
+
+
+# --- simulations: does it hold what it promises?
+
+
+def varying(seed: float, image: float, both: float) -> Callable[..., Pair]:
+    """Two losses equal in expectation; each network and each image has its own offset."""
+
+    def make(rng: np.random.Generator, seeds: int, images: int) -> Pair:
+        def one() -> Array:
+            return averaged(
+                0.8
+                + seed * rng.normal(size=(seeds, 1))
+                + image * rng.normal(size=(1, images))
+                + both * rng.normal(size=(seeds, images))
+            )
+
+        return one(), one()
+
+    return make
+
+
+def skewed(rng: np.random.Generator, seeds: int, images: int) -> Pair:
+    """Scores in [0, 1], most near 1, and some images that most networks miss altogether."""
+    level, hard = rng.beta(5, 1, images), rng.random(images) < 0.1
+
+    def one() -> Array:
+        noise = 0.02 * rng.normal(size=(seeds, 1)) + 0.02 * rng.normal(size=images)
+        scores = np.clip(level + noise + 0.05 * rng.normal(size=(seeds, images)), 0, 1)
+        return averaged(np.where(hard & (rng.random((seeds, images)) < 0.6), 0, scores))
+
+    return one(), one()
+
+
+def pooled(rng: np.random.Generator, seeds: int, images: int) -> Pair:
+    """Overlap, predicted and true pixels; few images hold most of them."""
+    truth, ease = rng.lognormal(5, 1, images), rng.beta(8, 2, images)
+
+    def one() -> Array:
+        noise = 0.03 * rng.normal(size=(seeds, 1)) + 0.03 * rng.normal(size=images)
+        recall = np.clip(ease + noise + 0.05 * rng.normal(size=(seeds, images)), 0, 1)
+        size = 0.1 * rng.normal(size=(seeds, 1)) + 0.2 * rng.normal(size=(seeds, images))
+        predicted = truth * np.exp(size)
+        overlap = recall * np.minimum(predicted, truth)
+        return np.stack([overlap, predicted, np.broadcast_to(truth, overlap.shape)], -1)
+
+    return one(), one()
+
+
+SCENARIOS: dict[str, tuple[Callable[..., Pair], Callable[[Array], Array]]] = {
+    "seeds": (varying(0.03, 0, 0.03), mean),
+    "images": (varying(0.002, 0.1, 0.01), mean),
+    "interaction": (varying(0, 0, 0.1), mean),
+    "seeds and images": (varying(0.02, 0.1, 0.02), mean),
+    "skewed": (skewed, mean),
+    "pooled": (pooled, dice),
+}
+
+
+def coverage(scenario: str, seeds: int, images: int, repetitions: int, *levels: float) -> Array:
+    """How often the interval of each level holds the true difference, which is 0."""
+    make, score = SCENARIOS[scenario]
+    rng = np.random.default_rng(1000 * seeds + images)
+    held = np.zeros(len(levels))
+    for _ in range(repetitions):
+        one, other = make(rng, seeds, images)
+        found = components(one, score, minus=other, draws=300)
+        held += [abs(found.value) <= found.half_width(level) for level in levels]
+    return held / repetitions
+
+
+def margin(rate: float, repetitions: int) -> float:
+    """Three and a half binomial standard deviations."""
+    return 3.5 * math.sqrt(rate * (1 - rate) / repetitions)
+
+
+@pytest.mark.parametrize("scenario", SCENARIOS)
+def test_intervals_hold_the_truth(scenario: str) -> None:
+    rate = coverage(scenario, 3, 30, 400, 0.95)
+    assert rate >= 0.95 - margin(0.95, 400)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("images", [3, 8, 30, 67])
+@pytest.mark.parametrize("seeds", [2, 3, 5, 10])
+@pytest.mark.parametrize("scenario", SCENARIOS)
+def test_intervals_hold_the_truth_everywhere(scenario: str, seeds: int, images: int) -> None:
+    levels = (0.95, 0.99)
+    rates = coverage(scenario, seeds, images, 1500, *levels)
+    for level, rate in zip(levels, rates, strict=True):
+        # A quarter of the error more: scores that are not normal, and only 300 draws.
+        assert rate >= level - (1 - level) / 4 - margin(level, 1500), rates
+
+
+@pytest.mark.slow
+def test_intervals_are_no_wider_than_they_must_be() -> None:
+    # With 5 seeds or more, and where not all of the variance is interaction.
+    for scenario in ("seeds", "images", "seeds and images", "pooled"):
+        for seeds in (5, 10):
+            assert coverage(scenario, seeds, 67, 1500, 0.95) <= 0.975
+
+
+def family(rng: np.random.Generator, seeds: int, images: int, shift: float = 0) -> list[str]:
+    """Verdicts of five losses; every network has its own offset, each loss its own images."""
+    level = rng.normal(0.8, 0.1, images)
+    losses = {}
+    for i in range(6):
+        scores = (
+            level
+            + (shift if i else 0)
+            + 0.03 * rng.normal(size=(seeds, 1))
+            + 0.03 * rng.normal(size=images)
+            + 0.05 * rng.normal(size=(seeds, images))
+        )
+        losses[str(i)] = measured(scores)
+    results = compare(
+        losses,
+        mean,
+        baseline="0",
+        metric=DICE,
+        pooling="image",
+        draws=200,
+        swaps=499,
+        seed=0,
+    )
+    return [result.verdict for result in results.values()]
+
+
+def false_verdicts(seeds: int, images: int, repetitions: int) -> float:
+    rng = np.random.default_rng(seeds + images)
+    return float(
+        np.mean([set(family(rng, seeds, images)) != {"undecided"} for _ in range(repetitions)])
+    )
+
+
+def test_equal_losses_get_no_verdict() -> None:
+    assert false_verdicts(3, 30, 60) <= 0.05 + margin(0.05, 60)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("seeds", "images"), [(2, 67), (3, 8), (3, 67), (5, 30), (10, 67)])
+def test_equal_losses_get_no_verdict_anywhere(seeds: int, images: int) -> None:
+    assert false_verdicts(seeds, images, 1000) <= 0.05 + margin(0.05, 1000)
+
+
+def test_retraining_is_what_the_t_test_adds() -> None:
+    # Networks that differ by the luck of their start: images alone find "differences".
+    rng = np.random.default_rng(13)
+    images_alone = both = 0
+    for _ in range(100):
+        one, other = varying(0.03, 0, 0.03)(rng, 3, 67)
+        swapped = permutation_test(one, other, mean, draws=499)
+        images_alone += swapped < 0.05
+        both += max(swapped, components(one, mean, minus=other, draws=300).p_value()) < 0.05
+    assert images_alone > 50
+    assert both <= 100 * (0.05 + margin(0.05, 100))
+
+
+def test_a_big_true_difference_is_found() -> None:
+    rng = np.random.default_rng(14)
+    found = [family(rng, 5, 30, shift=0.15) for _ in range(10)]
+    assert np.mean([verdict == "better" for row in found for verdict in row]) > 0.9
+
+
+@pytest.mark.slow
+def test_what_is_needed_is_what_it_takes() -> None:
+    # The advice from true components reaches the promised power in new data.
+    effect, alpha = 0.03, 0.01
+    found = Components(
+        value=0,
+        seeds=3,
+        images=30,
+        by_seed=2 * (0.02**2 / 3),
+        by_image=2 * (0.03**2 / 30),
+        interaction=0,
+    )
+    advice = needed(found, effect=effect, alpha=alpha).seeds
+    assert advice is not None
+    rng = np.random.default_rng(15)
+    hits = 0
+    for _ in range(1000):
+        one, other = varying(0.02, 0.03, 0)(rng, 3 + advice, 30)
+        one[..., 0] += effect
+        hits += components(one, mean, minus=other, draws=300).p_value() < alpha
+    assert abs(hits / 1000 - 0.8) < 0.07

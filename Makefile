@@ -22,7 +22,7 @@ $(VENV)/.kernels: setup.py $(KERNELS) | $(VENV)/.ready
 	$(BIN)/python setup.py --quiet build_kernels --editable-mode --strict
 	touch $@
 
-# Trains the same network with two losses on the built-in synthetic images.
+# Compares three losses on the built-in synthetic images and says where the report is.
 demo: setup
 	$(BIN)/python examples/demo.py
 

@@ -117,7 +117,8 @@ def photograph(rng: np.random.Generator, truth: NDArray[np.uint8]) -> NDArray[np
 
 
 def moved(truth: NDArray[np.uint8], by: int) -> NDArray[np.uint8]:
-    return np.where(truth == 255, 0, np.roll(truth, (by, by // 2), axis=(0, 1))).astype(np.uint8)
+    known = np.where(truth == 255, 0, truth)
+    return np.roll(known, (by, by // 2), axis=(0, 1)).astype(np.uint8)
 
 
 def cases(losses: Sequence[str], *, classes: int, count: int, size: int = 160) -> tuple[Case, ...]:
@@ -485,6 +486,6 @@ def large_results() -> Results:
         class_names=names,
         losses=losses,
         size_limits=(100.0, 1000.0),
-        cases=cases(expressions, classes=20, count=8, size=300),
-        looks=looks(expressions, count=3, size=256),
+        cases=cases(expressions, classes=20, count=4, size=300),
+        looks=looks(expressions, count=2, size=192),
     )

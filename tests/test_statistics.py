@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from denseloss.compare.results import Estimate, Metric
+from denseloss.compare.results import Estimate, Metric, Needed
 from denseloss.compare.statistics import (
     Components,
     Measured,
@@ -178,6 +178,23 @@ def test_a_score_without_an_image_of_the_class_is_left_out() -> None:
     never = estimate(np.zeros((3, 4, 3)), dice)
     assert math.isnan(never.value)
     assert math.isnan(never.low)
+
+
+def test_a_class_that_no_draw_finds_has_a_value_without_an_interval() -> None:
+    # Two images, each with one of the two classes: a draw is one image, and lacks the other.
+    def both(sums: Array) -> Array:
+        return (sums[..., 0] / sums[..., 1] + sums[..., 2] / sums[..., 3]) / 2
+
+    counts = np.array([[[1.0, 2, 0, 0], [0, 0, 3, 4]]] * 3)
+    found = components(counts, both)
+    assert found.value == pytest.approx(0.625)
+    assert math.isnan(found.estimate().low)
+    assert math.isnan(found.p_value())
+    one = Measured(seeds=(0, 1, 2), counts=counts, per_image=np.ones((3, 2)))
+    words = compare({"a": one, "b": one}, both, baseline="a", metric=DICE, pooling="pooled")["b"]
+    assert words.verdict == "undecided"
+    assert "no CI" in words.words
+    assert "nan" not in words.words
 
 
 def test_scores_of_many_classes_may_warn_of_empty_ones() -> None:
@@ -376,9 +393,7 @@ def test_needed_knows_its_limits() -> None:
     assert needed(one_seed, effect=0.1, alpha=0.01).images is None
     # Five images: no permutation test gets below 2 / 2^5, whatever the seeds.
     few = Components(value=0, seeds=5, images=5, by_seed=1e-9, by_image=1e-9, interaction=0)
-    assert needed(few, effect=0.1, alpha=0.01) == needed(few, effect=0.2, alpha=0.01).__class__(
-        effect=0.1, seeds=None, images=3
-    )
+    assert needed(few, effect=0.1, alpha=0.01) == Needed(effect=0.1, seeds=None, images=3)
     with pytest.raises(ValueError, match="above 0"):
         needed(few, effect=0.0, alpha=0.01)
 
@@ -586,8 +601,8 @@ def margin(rate: float, repetitions: int) -> float:
 
 @pytest.mark.parametrize("scenario", SCENARIOS)
 def test_intervals_hold_the_truth(scenario: str) -> None:
-    rate = coverage(scenario, 3, 30, 400, 0.95)
-    assert rate >= 0.95 - margin(0.95, 400)
+    rate = coverage(scenario, 3, 30, 300, 0.95)
+    assert rate >= 0.95 - margin(0.95, 300)
 
 
 @pytest.mark.slow
@@ -608,6 +623,49 @@ def test_intervals_are_no_wider_than_they_must_be() -> None:
     for scenario in ("seeds", "images", "seeds and images", "pooled"):
         for seeds in (5, 10):
             assert coverage(scenario, seeds, 67, 1500, 0.95) <= 0.975
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("images", "least"), [(3, 0.83), (8, 0.84), (30, 0.90), (67, 0.91)])
+def test_a_long_tail_on_few_images_is_the_limit(images: int, least: float) -> None:
+    # The score of one loss. What the docstring admits, no less and no more.
+    truth = skewed(np.random.default_rng(99), 200, 20_000)[0][..., 0].mean()
+    rng = np.random.default_rng(images)
+    held = 0
+    for _ in range(1000):
+        found = components(skewed(rng, 10, images)[0], mean, draws=300)
+        held += abs(found.value - truth) <= found.half_width(0.95)
+    assert least <= held / 1000 <= 0.97
+
+
+@pytest.mark.slow
+def test_percentiles_of_the_bootstrap_would_not_do() -> None:
+    rng = np.random.default_rng(16)
+    held = 0
+    for _ in range(300):
+        one, other = varying(0.03, 0, 0.03)(rng, 3, 30)
+        difference = (one - other)[..., 0]
+        drawn = [
+            difference[np.ix_(rng.integers(0, 3, 3), rng.integers(0, 30, 30))].mean()
+            for _ in range(300)
+        ]
+        low, high = np.quantile(drawn, [0.025, 0.975])
+        held += low <= 0 <= high
+    assert held / 300 < 0.9
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seeds", [1, 2, 3, 5])
+def test_improvement_holds_the_truth(seeds: int) -> None:
+    # With one seed it is about these networks, so they have no offsets.
+    make = varying(0.02 if seeds > 1 else 0, 0.05, 0.03)
+    rng = np.random.default_rng(seeds)
+    held = 0
+    for _ in range(1000):
+        one, other = make(rng, seeds, 30)
+        result = improvement(one[..., 0], other[..., 0])
+        held += result.low <= 0.5 <= result.high
+    assert held / 1000 >= 0.94 - margin(0.94, 1000)
 
 
 def family(rng: np.random.Generator, seeds: int, images: int, shift: float = 0) -> list[str]:
@@ -644,13 +702,13 @@ def false_verdicts(seeds: int, images: int, repetitions: int) -> float:
 
 
 def test_equal_losses_get_no_verdict() -> None:
-    assert false_verdicts(3, 30, 60) <= 0.05 + margin(0.05, 60)
+    assert false_verdicts(2, 67, 50) <= 0.05 + margin(0.05, 50)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("seeds", "images"), [(2, 67), (3, 8), (3, 67), (5, 30), (10, 67)])
 def test_equal_losses_get_no_verdict_anywhere(seeds: int, images: int) -> None:
-    assert false_verdicts(seeds, images, 1000) <= 0.05 + margin(0.05, 1000)
+    assert false_verdicts(seeds, images, 600) <= 0.05 + margin(0.05, 600)
 
 
 def test_retraining_is_what_the_t_test_adds() -> None:

@@ -1,6 +1,7 @@
 """Trials on a Ray cluster: the same trials, wherever there is a free GPU or core."""
 
 import io
+import logging
 import tarfile
 import tempfile
 import time
@@ -63,7 +64,7 @@ class RayEngine:
         self._own = not self._ray.is_initialized()
         if self._own:
             try:
-                ray.init(address=address, log_to_driver=False, logging_level="error")
+                ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
             except (ConnectionError, RuntimeError, ValueError, TimeoutError) as error:
                 raise InputError(
                     f"--address {address}: no Ray cluster answers there "
@@ -94,7 +95,7 @@ class RayEngine:
         return self._jobs or max(1, there)
 
     def free(self) -> bool:
-        """Whether it takes another trial; one waits in line: a cluster grows when there are such."""
+        """Whether it takes another trial; one waits in line, which makes a cluster grow."""
         return len(self._running) < self.slots + (self._jobs is None)
 
     def start(self, job: Job) -> None:

@@ -34,6 +34,7 @@ from denseloss.compare.results import (
     Cost,
     Estimate,
     Failure,
+    Look,
     LossResults,
     Metric,
     Pooling,
@@ -263,15 +264,27 @@ def gather(found: Found) -> Results:
         effect=found.settings.effect,
         losses=losses,
         size_limits=_limits(data),
-        verdict=(summary, *(comparison.words for comparison in main.values())),
+        verdict=(summary, *(_sentence(comparison.words) for comparison in main.values())),
         warnings=tuple(_warnings(found, losses)),
         settings=_shared_settings(found),
         commands=tuple(_commands(found)),
         versions={k: str(v) for k, v in found.config["run"].items() if k != "command"},
         unfinished=found.unfinished,
         cases=tuple(_cases(found)),
-        looks=load_looks(found.folder.looks_file) if found.folder.looks_file.exists() else (),
+        looks=_looks(found.folder),
     )
+
+
+def _sentence(words: str) -> str:
+    return f"{words[:1].upper()}{words[1:]}."
+
+
+def _looks(folder: ComparisonFolder) -> tuple[Look, ...]:
+    try:
+        return load_looks(folder.looks_file)
+    except (OSError, ValueError):
+        # The next `compare` makes them anew; a report without them is still a report.
+        return ()
 
 
 def _limits(data: Mapping[str, Any]) -> tuple[float, float] | None:

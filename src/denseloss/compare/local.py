@@ -17,6 +17,8 @@ from denseloss.compare.worker import Job, Times
 from denseloss.train import InputError
 
 _STOP_SECONDS = 20.0
+# Not `-m`: the package imports the module, too, and Python would warn of that.
+_WORKER = "import sys; from denseloss.compare.worker import main; sys.exit(main())"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -153,14 +155,18 @@ class LocalEngine:
         environment = {**os.environ, "OMP_NUM_THREADS": "1"}
         if self.gpus:
             environment["CUDA_VISIBLE_DEVICES"] = self.gpus[slot % len(self.gpus)]
-        process = subprocess.Popen(
-            [sys.executable, "-m", "denseloss.compare.worker", *options],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            env=environment,
-            # Ctrl-C is for the one who started them, who then stops them one by one.
-            start_new_session=True,
-        )
+        log = TrialFolder(job.root, job.trial).log_file
+        log.parent.mkdir(parents=True, exist_ok=True)
+        with log.open("a") as stderr:
+            process = subprocess.Popen(
+                [sys.executable, "-c", _WORKER, *options],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=stderr,
+                env=environment,
+                # Ctrl-C is for the one who started them, who then stops them one by one.
+                start_new_session=True,
+            )
         stdin = _end(process.stdin)
         with contextlib.suppress(BrokenPipeError):  # it died at once: its exit code will tell
             stdin.write(job.to_json().encode() + b"\n")

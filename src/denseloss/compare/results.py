@@ -44,7 +44,8 @@ class Estimate:
         low: Lower end of the confidence interval; NaN where there is none.
         high: Upper end.
         standard_error: Of the estimate, over new seeds and new images.
-        freedom: Degrees of freedom of the standard error (Satterthwaite), inf for the normal.
+        freedom: Degrees of freedom at which a t interval with this standard error would be as
+            wide; inf for the normal.
     """
 
     value: float

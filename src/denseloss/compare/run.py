@@ -1,9 +1,11 @@
 """A whole comparison, from its settings to its report."""
 
+import itertools
 import platform
 import shlex
 import signal
 import sys
+import tempfile
 import time
 import tomllib
 from collections.abc import Callable, Iterator, Sequence
@@ -105,7 +107,7 @@ def compare(settings: CompareSettings, *, console: Console | None = None) -> Com
     console = console or Console(quiet=True)
     say = _speaker(console)
     folder = ComparisonFolder(settings.out or default_out(settings))
-    with folder.locked(), _stoppable(folder):
+    with folder.locked(), _stoppable(folder), _writable(folder):
         before = folder.config()
         settings = replace(settings, data=_absolute(settings.data))
         data = _open(settings, console)
@@ -113,7 +115,7 @@ def compare(settings: CompareSettings, *, console: Console | None = None) -> Com
         settings = _decided(with_losses(settings, [c.loss for c in proposed]), data)
         limits = size_limits(data)
         engine = _engine(settings, folder)
-        settings = _with_steps(settings, before, data, engine, folder, say)
+        settings = _with_steps(settings, before, data, engine, say)
         rates = learning_rates(cast(float, settings.base_lr), settings.lr)
         config = _config(settings, data, proposed, limits)
         folder.write_config(config)
@@ -143,7 +145,7 @@ def report(path: Path) -> CompareResult:
             f"{path}: holds no comparison (no {folder.config_file.name}); give the --out of a "
             "denseloss compare"
         )
-    with folder.locked():
+    with folder.locked(), _writable(folder):
         return _reported(folder)
 
 
@@ -254,7 +256,6 @@ def _with_steps(
     before: dict[str, Any] | None,
     data: SegmentationData,
     engine: Engine,
-    folder: ComparisonFolder,
     say: Callable[[str], None],
 ) -> CompareSettings:
     """Decide how many steps a trial has, once: a comparison that goes on keeps its plan."""
@@ -267,11 +268,11 @@ def _with_steps(
         started = time.monotonic()
         say("measuring how long a step takes")
         lr = cast(float, settings.base_lr)
-        jobs = [
-            _job(settings, Trial(loss=loss, seed=0, lr=lr), folder, None)
-            for loss in (*settings.losses, *settings.losses)[: engine.slots]
-        ]
-        times = engine.probe(jobs)
+        first = (*settings.losses, *settings.losses)[: engine.slots]
+        with tempfile.TemporaryDirectory(prefix="denseloss-") as root:
+            elsewhere = ComparisonFolder(Path(root))
+            trials_timed = [Trial(loss=loss, seed=0, lr=lr) for loss in first]
+            times = engine.probe([_job(settings, t, elsewhere, None) for t in trials_timed])
         trials = len(settings.losses) * (
             settings.lr * settings.lr_seeds + settings.seeds - settings.lr_seeds
         )
@@ -361,50 +362,23 @@ def _planned(
     rates: Sequence[float],
     say: Callable[[str], None],
 ) -> Plan:
-    """Return what is left to do; broken folders are set aside, fit failures get another try."""
-
-    def plan() -> Plan:
-        return planned(
-            folder.path,
-            losses=settings.losses,
-            seeds=settings.seeds,
-            rates=rates,
-            lr_seeds=settings.lr_seeds,
-        )
-
-    # What is broken may decide the learning rate, and so which other trials there are.
-    checked: set[Trial] = set()
-    while True:
-        found = _sound(folder, checked, settings, rates, say)
-        if not found:
-            return plan()
-
-
-def _sound(
-    folder: ComparisonFolder,
-    checked: set[Trial],
-    settings: CompareSettings,
-    rates: Sequence[float],
-    say: Callable[[str], None],
-) -> bool:
-    """Check the folders of all trials that are not checked yet; return whether there were any."""
-    trials = [
-        Trial(loss=loss, seed=seed, lr=lr)
-        for loss in settings.losses
-        for seed in range(settings.seeds)
-        for lr in rates
-    ]
-    new = [trial for trial in trials if trial not in checked]
-    for trial in new:
-        checked.add(trial)
-        files = TrialFolder(folder.path, trial)
+    """Return what is left to do; broken folders are set aside, chance failures forgotten."""
+    # All that could be in the plan: which learning rate is chosen depends on what is sound.
+    for loss, seed, lr in itertools.product(settings.losses, range(settings.seeds), rates):
+        files = TrialFolder(folder.path, Trial(loss=loss, seed=seed, lr=lr))
         problem = files.problem()
         if problem is not None:
             say(f"broken: {problem}; set aside as {files.set_aside()}, that trial runs again")
         failure = files.failure()
         if failure is not None and (settings.retry or not failure.own):
             files.forget_failure()
-    return bool(new)
+    return planned(
+        folder.path,
+        losses=settings.losses,
+        seeds=settings.seeds,
+        rates=rates,
+        lr_seeds=settings.lr_seeds,
+    )
 
 
 def _job(
@@ -441,8 +415,12 @@ def _run(
         with display:
             while plan.running or plan.done < plan.total:
                 while engine.free() and (trial := plan.next()) is not None:
-                    engine.start(_job(settings, trial, folder, limits))
                     display.begin(trial)
+                    try:
+                        engine.start(_job(settings, trial, folder, limits))
+                    except OSError as error:
+                        unable = Failed(error=f"cannot be started: {error}", own=False)
+                        display.end(trial, _settle(folder, plan, trial, unable))
                 for outcome in engine.wait(_TICK_SECONDS):
                     failed = _settle(folder, plan, outcome.trial, outcome.failed)
                     display.end(outcome.trial, failed)
@@ -507,6 +485,19 @@ def _stoppable(folder: ComparisonFolder) -> Iterator[None]:
         ) from None
     finally:
         signal.signal(signal.SIGTERM, before)
+
+
+@contextmanager
+def _writable(folder: ComparisonFolder) -> Iterator[None]:
+    """Say in one line that the folder cannot be written any more."""
+    try:
+        yield
+    except OSError as error:
+        raise InputError(
+            f"{folder.path}: {error.strerror or error}"
+            f"{f' ({error.filename})' if error.filename else ''}; the trials that are finished are "
+            "safe: mend this and give the same command again"
+        ) from error
 
 
 class _Terminated(BaseException):

@@ -83,6 +83,8 @@ class Components:
         if self.seeds == 1 or self.images == 1:
             return self.by_image if self.seeds == 1 else self.by_seed
         both = self.by_seed + self.by_image - self.interaction
+        if math.isnan(both):
+            return math.nan
         return max(both, self.by_seed, self.by_image)
 
     def half_width(self, level: float) -> float:
@@ -92,8 +94,7 @@ class Components:
         factor with fewer levels, as a rule the seeds, brings its whole part with its own freedom,
         the other one the rest. Satterthwaite's (1946) one freedom for the sum fails here: when
         three seeds agree by luck, their part of the variance seems small, and the sum seems as well
-        known as the many images. A 1 % test then fails in up to 3 % of cases, and with Holm's
-        correction over five losses some loss wins for nothing in 12 %.
+        known as the many images. A 1 % test then fails in up to 3 % of cases.
 
         Args:
             level: Of confidence, in (0, 1).
@@ -218,13 +219,14 @@ def components(
         seed: Of the draws.
 
     Returns:
-        The components; all NaN if the score of a seed is undefined.
+        The components; all NaN if the score of a seed is undefined; those of the images NaN if it
+        is in (almost) every draw.
 
     Raises:
         ValueError: If `counts` is not 3-dimensional, is empty, or unlike `minus`.
     """
     sides = _sides(counts, minus)
-    seeds, images, _ = counts.shape
+    seeds, images, _ = sides[0].shape
     values = [_scored(score, side.sum(1)) for side in sides]
     each = values[0] - values[1] if minus is not None else values[0]
     if np.isnan(each).any():
@@ -235,10 +237,9 @@ def components(
         by_seed = _zeroed(float(each.var(ddof=1)) / seeds, tiny**2)
     if images > 1:
         drawn = _drawn(sides, score, draws, seed)
-        if len(drawn) < 2:
-            return _unknown(seeds, images)
-        by_image = _zeroed(float(drawn.mean(1).var(ddof=1)), tiny**2)
-        if seeds > 1:
+        if len(drawn) > 1:
+            by_image = _zeroed(float(drawn.mean(1).var(ddof=1)), tiny**2)
+        if len(drawn) > 1 and seeds > 1:
             own = (drawn - drawn.mean(1, keepdims=True)) - (each - each.mean())
             total = float((own - own.mean(0)).var(0, ddof=1).sum())
             interaction = _zeroed(total / (seeds * (seeds - 1)), tiny**2)
@@ -265,14 +266,20 @@ def estimate(
 
     The variance is that of a crossed bootstrap over seeds and images (`components`), the interval
     is value ± `Components.half_width`. Percentiles of the bootstrap are not used: with three seeds
-    they reach no further than the worst of the three, and hold the truth far less often than they
-    say.
+    they reach no further than the worst of the three, and 95 % of them hold the truth in 81 % of
+    cases.
 
     With one seed the interval is over images alone and says nothing about another training; with
     one image it is over seeds alone and says nothing about another image; with one of each it is
     NaN. Where nothing varies it is a point.
 
-    COVERAGE
+    What simulation shows (tests/test_statistics.py): the 95 % interval of a difference holds the
+    truth in 94 to 99.9 % of cases, with 2 to 10 seeds and 3 to 67 images, normal, skewed and pooled
+    scores alike. Above 98 % are the cases in which most of the variance is interaction and those
+    with 2 or 3 seeds: the price of never counting on the seeds' agreeing by luck. The limit is the
+    score of a *single* loss on few images, if it has a long tail, such as some images at 0 among
+    most at 0.9: a tail that was not drawn cannot be seen. There the interval holds the truth in
+    about 87 to 90 % of cases with 3 or 8 images, and in 93 to 96 % with 30.
 
     Args:
         counts: float64[seeds images k].
@@ -391,7 +398,8 @@ def improvement(
     and images as in `estimate`, and the interval is cut at 0 and 1. Where every pair agrees there
     is no variance to go by: the open end is then the exact binomial (Clopper and Pearson 1934)
     bound for as many trials as there are seeds or images, the fewer of the two (images with one
-    seed).
+    seed). In simulation the 95 % interval holds the truth in 93 to 98 % of cases with 8 images and
+    more, in 90 % at the worst with 3.
 
     Args:
         per_image: float64[seeds images], a score each.
@@ -531,7 +539,9 @@ def compare(
     A loss is better, or worse, if its corrected p is below 1 - level *and* the interval of the
     difference leaves out 0.
 
-    FWE
+    In simulation, five losses that are no different from the baseline, each network with an offset
+    of its own, get any such verdict in 0 to 5 % of comparisons, with 2 to 10 seeds and 8 to
+    67 images.
 
     Args:
         measured: By loss, the baseline among them.
@@ -826,8 +836,10 @@ def _words(
             f"({percent} CI {number(ends[0])} to {number(ends[1])}, corrected {_p_words(p)})"
         )
     span = f"{percent} CI {number(difference.low)} to {number(difference.high)}"
+    if math.isnan(difference.low):
+        span = "no CI"
     if found.seeds == 1:
-        over = "no CI" if math.isnan(difference.low) else f"{span}, over images alone"
+        over = span if found.images == 1 else f"{span}, over images alone"
         return (
             f"one seed cannot tell `{loss}` and `{baseline}` apart from the luck of the start "
             f"(difference {number(difference.value)} {unit}, {over})"

@@ -1,4 +1,4 @@
-"""One trial, in a process of its own: `python -m denseloss.compare.worker`, the job on stdin.
+"""One trial, in a process of its own that calls `main`, the job on stdin.
 
 Its words go into the trial's log. On stdout comes one line of JSON at the end: `{"error": null}`,
 or the error and whether the trial itself is its reason. When stdin closes, whoever started it is

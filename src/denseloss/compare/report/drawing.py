@@ -5,6 +5,7 @@ import re
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from typing import Any
 from xml.etree import ElementTree
 
 import matplotlib
@@ -40,7 +41,7 @@ _VARIABLES: Mapping[str, str] = {
 FONT = 13.0
 SMALL = 12.0
 
-_STYLE = {
+_STYLE: dict[Any, Any] = {
     "svg.fonttype": "none",
     "svg.hashsalt": "denseloss",
     "svg.image_inline": True,

@@ -11,7 +11,6 @@ from itertools import pairwise
 
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, MaxNLocator, NullLocator
 
 from denseloss.compare.report.drawing import (
@@ -46,6 +45,7 @@ _LINE = 16.0
 _LETTERS_PER_LINE = 50
 _MOST_LINES = 3
 _MOST_POINTS = 120
+_MOST_DOTS = 130
 
 
 def marker(index: int) -> str:
@@ -203,7 +203,7 @@ def _wrapped(text: str, width: int) -> list[str]:
     """A loss on a few lines, broken behind marks; a longer one is cut, the tables name it whole."""
     width = max(20, width)
     lines = [""]
-    for piece in re.split(r"(?<=[\s_(,=+*/])", text):
+    for piece in re.split(r"(?<=[\s_(,+*/])", text):
         if lines[-1] and len(lines[-1]) + len(piece.rstrip()) > width:
             lines.append("")
         lines[-1] += piece
@@ -409,7 +409,8 @@ def learning_rates(results: Results) -> str | None:
         return None
     with canvas(_WIDTH, 290) as figure:
         axes = frame(figure, left=42, right=30, top=10, bottom=44)
-        ends, seen = {}, []
+        ends: dict[int, tuple[float, float]] = {}
+        seen: list[float] = []
         for i, pairs in points.items():
             if not pairs:
                 continue
@@ -459,13 +460,13 @@ def learning_rates(results: Results) -> str | None:
 
 
 def by_class(results: Results, metric: Metric, pooling: Pooling) -> str | None:
-    """A score of every class and loss, None where there is but one class."""
+    """A score of every class and loss, None where there is one class, or too many."""
     keys = [
         (metric.key, pooling, name)
         for name in results.class_names
         if any((metric.key, pooling, name) in loss.per_class for loss in results.losses)
     ]
-    if len(keys) < 2:
+    if len(keys) < 2 or len(keys) * len(results.losses) > _MOST_DOTS:
         return None
     return _dots(
         results,
@@ -477,9 +478,9 @@ def by_class(results: Results, metric: Metric, pooling: Pooling) -> str | None:
 
 
 def by_size(results: Results) -> str | None:
-    """Object recall by class and size, None where no objects were counted."""
+    """Object recall by class and size, None without objects or with too many classes."""
     keys = recall_keys(results)
-    if not keys:
+    if not keys or len(keys) * len(results.losses) > _MOST_DOTS:
         return None
     several = len({name for name, _ in keys}) > 1
     return _dots(
@@ -582,16 +583,15 @@ def reliability(index: int, loss: str, found: Calibration) -> str:
 
 
 def glyph(index: int) -> str:
-    """The marker of a loss alone, to stand before its name."""
+    """The marker of a loss alone, as a `<symbol>` that is used wherever the loss is named."""
     with canvas(14, 14) as figure:
         axes = figure.add_axes((0, 0, 1, 1))
         axes.set_axis_off()
         axes.set_xlim(-1, 1)
         axes.set_ylim(-1, 1)
-        axes.plot([0], [0], marker=marker(index), markersize=8.5, color=colour(index))
-        return _silent(figure, f"glyph-{index}")
-
-
-def _silent(figure: Figure, name: str) -> str:
-    text = svg(figure, name=name, label="")
-    return text.replace('class="figure" role="img" aria-label=""', 'aria-hidden="true"')
+        axes.plot(
+            [0], [0], marker=marker(index), markersize=8.5, color=colour(index), clip_on=False
+        )
+        drawn = svg(figure, name=f"marker-{index}", label="")
+    inside = drawn[drawn.index(">") + 1 : drawn.rindex("<")]
+    return f'<symbol id="glyph-{index}" viewBox="0 0 14 14">{inside}</symbol>'

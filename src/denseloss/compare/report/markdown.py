@@ -7,6 +7,7 @@ from denseloss.compare.report import tables, words
 from denseloss.compare.report.tables import Cell, Table
 from denseloss.compare.results import Results
 
+_NAME = 28
 _SPECIAL = re.compile(r"([\\*<>|\[\]]|(?<!\w)_|_(?!\w)|&(?=[#\w]+;))")
 
 
@@ -62,9 +63,15 @@ def _scores(results: Results) -> list[str]:
 def _losses(results: Results) -> str:
     lines = []
     for i, loss in enumerate(results.losses):
-        marks = [text for text, here in (("baseline", i == 0), ("no finished trial", not loss.seeds)) if here]  # noqa: E501  # fmt: skip
+        marks = [
+            text
+            for text, here in (("baseline", i == 0), ("no finished trial", not loss.seeds))
+            if here
+        ]
         about = "; ".join([*marks, *filter(None, [loss.reason]), *loss.notes])
-        lines.append(f"- {tables.letter(i)}  {_code(loss.loss)}" + (f" ({_text(about)})" if about else ""))  # noqa: E501  # fmt: skip
+        lines.append(
+            f"- {tables.letter(i)}  {_code(loss.loss)}" + (f" ({_text(about)})" if about else "")
+        )
     return "\n".join(lines)
 
 
@@ -151,19 +158,23 @@ def _grid(table: Table) -> str:
     lines[0] = tuple(_text(name) for name in lines[0])
     widths = [max(3, *(len(line[i]) for line in lines)) for i in range(len(lines[0]))]
     left = [True, *(table.prose for _ in table.columns)]
-    rule = ["-" * w if to_left else "-" * (w - 1) + ":" for w, to_left in zip(widths, left, strict=True)]  # noqa: E501  # fmt: skip
+    rule = [
+        "-" * w if to_left else f"{'-' * (w - 1)}:" for w, to_left in zip(widths, left, strict=True)
+    ]
     shown = [
         [
-            t.ljust(w) if to_left else t.rjust(w)
-            for t, w, to_left in zip(line, widths, left, strict=True)
-        ]  # noqa: E501  # fmt: skip
+            text.ljust(w) if to_left else text.rjust(w)
+            for text, w, to_left in zip(line, widths, left, strict=True)
+        ]
         for line in lines
     ]
     return "\n".join(f"| {' | '.join(line)} |" for line in (shown[0], rule, *shown[1:]))
 
 
 def _named(index: int, loss: str) -> str:
-    return f"{tables.letter(index)} {_code(loss)}"
+    """A loss within a table: cut, as its letter says which one it is and lines must stay short."""
+    shown = loss if len(loss) <= _NAME else f"{loss[: _NAME - 1]}…"
+    return f"{tables.letter(index)} {_code(shown)}"
 
 
 def _cell(cell: Cell) -> str:

@@ -162,7 +162,7 @@ def _marked(text: str) -> Markup:
 
 def _breakable(expression: str) -> Markup:
     """An expression that may go on in the next line behind a mark, not within a word."""
-    pieces = re.split(r"(?<=[_(,=+*/])", expression)
+    pieces = re.split(r"(?<=[_(,+*/])", expression)
     return Markup("<wbr>").join(escape(piece) for piece in pieces)
 
 

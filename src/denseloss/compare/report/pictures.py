@@ -143,8 +143,11 @@ def _greyed(picture: Rgb) -> NDArray[np.float32]:
 def _border(part: NDArray[np.bool_]) -> NDArray[np.bool_]:
     """The pixels of a region that touch another one."""
     padded = np.pad(part, 1, mode="edge")
-    inner = padded[:-2, 1:-1] & padded[2:, 1:-1] & padded[1:-1, :-2] & padded[1:-1, 2:]
-    return part & ~inner
+    inner: NDArray[np.bool_] = (
+        padded[:-2, 1:-1] & padded[2:, 1:-1] & padded[1:-1, :-2] & padded[1:-1, 2:]
+    )
+    border: NDArray[np.bool_] = part & ~inner
+    return border
 
 
 def _hatch(picture: NDArray[np.float32], void: NDArray[np.bool_]) -> None:

@@ -235,7 +235,7 @@ def comparison(results: Results, metric: Metric, pooling: Pooling) -> Table:
             "Probability of improvement",
             "Effect size",
             "Verdict",
-            "To detect what matters",
+            _needed_name(results, key),
         ),
         rows=tuple(rows),
     )
@@ -277,14 +277,18 @@ def _order(count: int | None) -> float:
 
 def _needed(needed: Needed) -> str:
     if 0 in (needed.seeds, needed.images):
-        return "enough as it is"
+        return "nothing"
     ways = []
     if needed.seeds is not None:
         ways.append(plural(needed.seeds, "seed"))
     if needed.images is not None:
         ways.append(plural(needed.images, "image"))
-    more = " or ".join(ways) if ways else "seeds and images"
-    return f"{more} more ({needed.effect:g})"
+    return " or ".join(ways) if ways else "seeds and images"
+
+
+def _needed_name(results: Results, key: tuple[str, Pooling]) -> str:
+    effects = [c.comparisons[key].needed.effect for c in results.losses if key in c.comparisons]
+    return f"More needed for {effects[0]:g}" if effects else "More needed"
 
 
 def _score_column(results: Results, metric: Metric, pooling: Pooling) -> list[Cell]:
@@ -485,7 +489,7 @@ def calibration(results: Results) -> Table | None:
         return None
     names = list(dict.fromkeys(n for c in found if c is not None for n in c.thresholds))
     several = len(names) > 1
-    columns = [_column([c and c.ece for c in found], decimals=3, higher=False)]
+    columns = [_column([None if c is None else c.ece for c in found], decimals=3, higher=False)]
     titles = ["ECE ↓"]
     for name in names:
         of = f", {name}" if several else ""

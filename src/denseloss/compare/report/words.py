@@ -71,20 +71,22 @@ def statistics(results: Results) -> tuple[str, ...]:
         "so all images count alike; “pooled” means that the pixels of all images are counted "
         "together, so large objects count more. What an image without the class scores stands "
         "with each metric.",
-        f"The {level(results)} confidence intervals come from a hierarchical bootstrap, which "
-        "draws seeds and images anew, both with replacement: they tell what another training on "
-        "other images of the same kind would give. Each loss is tested against the baseline, the "
-        "first loss, two-sided. The p value is the larger one of two tests: a paired permutation "
-        "test, which exchanges the two losses image by image, and a t test over retraining, which "
-        "asks whether other seeds would agree. Neither the images nor the seeds alone can make a "
-        "difference look sure. p is then corrected for the number of losses after Holm. “Better” "
-        "and “worse” are said where the corrected p is below "
-        f"{1 - results.level:.2g}; everything else is undecided, which does not mean equal.",
+        f"The {level(results)} confidence intervals tell what another training, scored on other "
+        "images of the same kind, would give. Their variance is that of a hierarchical bootstrap, "
+        "which draws seeds and images anew, both with replacement (every network is scored on the "
+        "same images); the part of the seeds and the part of the images have each their own t "
+        "quantile, since a few seeds tell little about how much seeds differ. Each loss is tested "
+        "against the baseline, the first loss, two-sided. The p value is the larger one of two "
+        "tests: a paired permutation test, which exchanges the two losses image by image and takes "
+        "the networks as given, and a t test over retraining, which asks whether other seeds and "
+        "images would agree. p is then corrected for the number of losses after Holm. “Better” and "
+        f"“worse” are said where the corrected p is below {1 - results.level:.2g} and the interval "
+        "of the difference leaves out 0; everything else is undecided, which does not mean equal.",
         "The probability of improvement is that of the loss scoring better than the baseline on "
         "an image, with a seed of its own, ties counted half; 0.5 is a coin. The effect size is "
-        "the mean difference over the standard deviation of the images' differences. “To detect "
-        "what matters” is how many more seeds or images, everything else unchanged, would make "
-        "the smallest difference that matters detectable. The verdict rests on "
-        f"{results.metrics[0].name} ({POOLING_WORDS[results.pooling]}); the tests in the other metrics "
-        "are corrected for the losses, but not for the number of metrics.",
+        "the mean difference over the standard deviation of the images' differences. “More "
+        "needed” is how many more seeds, or how many more held-out images, everything else "
+        "unchanged, would make the smallest difference that matters likely to be found. The "
+        f"verdict rests on {results.metrics[0].name} ({POOLING_WORDS[results.pooling]}); the tests "
+        "in the other metrics are corrected for the losses, but not for the number of metrics.",
     )

@@ -33,8 +33,9 @@ def data_uri(picture: Rgb, *, limit: int) -> str:
     image, content = Image.fromarray(picture), b""
     for side, quality in _LADDER:
         stream = io.BytesIO()
-        # Without subsampling: thin coloured outlines must keep their colour.
-        _within(image, side).save(stream, "JPEG", quality=quality, subsampling=0, optimize=True)
+        # Without subsampling: thin coloured outlines must keep their colour. Not
+        # optimised: Pillow's buffer is too small for that where an image is all noise: it fails.
+        _within(image, side).save(stream, "JPEG", quality=quality, subsampling=0)
         content = stream.getvalue()
         if len(content) <= limit:
             break
@@ -123,7 +124,8 @@ def _scaled_labels(labels: NDArray[np.uint8], shape: Sequence[int]) -> NDArray[n
     rows = np.arange(shape[0]) * labels.shape[0] // shape[0]
     columns = np.arange(shape[1]) * labels.shape[1] // shape[1]
     if labels.shape[0] <= shape[0]:
-        return labels[rows][:, columns]
+        larger: NDArray[np.uint8] = labels[rows][:, columns]
+        return larger
     # Made smaller, thin things must not vanish: a pixel of the class anywhere in the block wins.
     kept = np.full(tuple(shape[:2]), VOID, dtype=np.uint8)
     size = (shape[1], shape[0])

@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -18,7 +19,7 @@ import torch
 from PIL import Image
 
 from denseloss import cli, compose
-from denseloss.compare import CompareSettings, compare, report
+from denseloss.compare import CompareSettings, compare, make_report
 from denseloss.compare.budget import steps_within
 from denseloss.compare.display import duration
 from denseloss.compare.folder import ComparisonFolder
@@ -75,10 +76,18 @@ def started(line: list[str]) -> subprocess.Popen[str]:
     )
 
 
-def run(line: list[str]) -> tuple[int, str, str]:
-    process = started(line)
-    shown, complaint = process.communicate(timeout=600)
-    return process.returncode, shown, complaint
+Run = Callable[[list[str]], tuple[int, str, str]]
+
+
+@pytest.fixture
+def run(capfd: pytest.CaptureFixture[str]) -> Run:
+    """The command in this process, which has torch already; its trials have their own."""
+
+    def call(line: list[str]) -> tuple[int, str, str]:
+        code = cli.main(line)
+        return code, *capfd.readouterr()
+
+    return call
 
 
 def finished(out: Path) -> dict[str, int]:
@@ -99,7 +108,7 @@ def events(out: Path, trial: str) -> list[str]:
 
 
 def test_a_comparison_is_run_resumed_extended_mended_and_reported_again(
-    data: Path, tmp_path: Path
+    data: Path, tmp_path: Path, run: Run
 ) -> None:
     out = tmp_path / "out"
     code, shown, complaint = run(words(data, out))
@@ -170,51 +179,57 @@ def test_a_comparison_is_run_resumed_extended_mended_and_reported_again(
 
 
 def test_a_killed_comparison_goes_on_and_its_workers_do_not_live_on(
-    data: Path, tmp_path: Path
+    data: Path, tmp_path: Path, run: Run
 ) -> None:
     out = tmp_path / "out"
-    # Long trials, so that the second ones are surely running when the first are done.
-    line = [*words(data, out, "--jobs", "1"), "--loss", "focal"]
+    # Long trials, so that the second one is surely running when the first is done.
+    line = words(data, out, "--jobs", "1", seeds=1)
     line[line.index("4")] = "30"
     process = started(line)
     deadline = time.monotonic() + 300
-    while len(finished(out)) < 1 or not list(out.glob("trials/dice*/*/last.ckpt")):
-        assert process.poll() is None, process.communicate()
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
+
+    def wait_for(what: Callable[[], object]) -> None:
+        while not what():
+            assert process.poll() is None, process.communicate()
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+
+    wait_for(lambda: finished(out) and list(out.glob("trials/dice*/*/last.ckpt")))
     process.kill()
     process.communicate()
-    before = finished(out)
-    running = [path.parent for path in out.glob("trials/dice*/*/last.ckpt")]
+    (running,) = (path.parent for path in out.glob("trials/dice*/*/last.ckpt"))
     # Whoever trains for a comparison that is gone ends, too.
-    time.sleep(3)
-    logs = {path: (path / "log.jsonl").read_bytes() for path in running}
     time.sleep(2)
-    assert {path: (path / "log.jsonl").read_bytes() for path in running} == logs
+    log = (running / "log.jsonl").read_bytes()
+    assert b"finished" not in log
+    time.sleep(2)
+    assert (running / "log.jsonl").read_bytes() == log
+    before = finished(out)
+    assert len(before) == 1
 
+    trial = str(running.relative_to(out / "trials"))
     process = started(line)
-    while len(finished(out)) < 2:
-        assert process.poll() is None, process.communicate()
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
+    wait_for(lambda: "resumed" in events(out, trial))
     process.send_signal(signal.SIGINT)
     _, complaint = process.communicate(timeout=60)
     assert process.returncode == 130
     (said,) = complaint.strip().splitlines()
     assert said.startswith("denseloss: stopped; the same command goes on")
 
-    code, _, complaint = run(line)
+    code, shown, complaint = run(line)
     assert (code, complaint) == (0, "")
+    assert "1 of 2 trials have ended before" in shown
     after = finished(out)
-    assert len(after) == 6
+    assert len(after) == 2
     assert all(after[name] == when for name, when in before.items())
-    trial = str(running[0].relative_to(out / "trials"))
-    assert "resumed" in events(out, trial)
+    assert events(out, trial).count("started") == 1
 
 
-def test_a_trial_that_fails_is_reported_and_stops_nobody(data: Path, tmp_path: Path) -> None:
+def test_a_trial_that_fails_is_reported_and_stops_nobody(
+    data: Path, tmp_path: Path, run: Run
+) -> None:
     out = tmp_path / "out"
-    bad = "1e38*cross_entropy + 1e38*focal(gamma=0) + 1e38*dice + 3e38*binary_dice"
+    bad = "1e39*cross_entropy"  # beyond float32
     line = [*words(data, out, seeds=1, lr=2), "--loss", bad]
     code, shown, complaint = run(line)
     assert (code, complaint) == (0, "")
@@ -224,7 +239,7 @@ def test_a_trial_that_fails_is_reported_and_stops_nobody(data: Path, tmp_path: P
     kept = [json.loads(f.read_text()) for f in (out / "failed").glob("*.json")]
     assert len(kept) == 2
     assert all(k["own"] for k in kept)
-    assert bad.split(" + ")[0] in (out / "report.md").read_text()
+    assert "1e+39*cross_entropy" in (out / "report.md").read_text()
 
     # It would fail again: it is not tried again, unless that is asked for.
     code, shown, complaint = run(line)
@@ -266,13 +281,6 @@ def test_ray_runs_the_same_trials_and_survives_a_killed_worker(data: Path, tmp_p
     assert happened[0] == "started"
     assert happened.count("resumed") == 1
     assert happened[-1] == "finished"
-    # The same trial in a process of this machine gives the same numbers.
-    here = tmp_path / "here"
-    line[line.index(str(out))] = str(here)
-    del line[line.index("--engine") : line.index("--engine") + 2]
-    code, _, complaint = run(line)
-    assert (code, complaint) == (0, "")
-    assert (here / "results.csv").read_bytes() == (out / "results.csv").read_bytes()
 
 
 def ray_worker() -> int | None:
@@ -446,7 +454,8 @@ def test_the_steps_fill_the_budget_and_do_not_exceed_it() -> None:
         steps_within(10, times, trials=8, slots=2, settings=settings, images=100)
 
 
-def test_the_steps_of_a_budget_are_measured_once(data: Path, tmp_path: Path) -> None:
+@pytest.mark.slow
+def test_the_steps_of_a_budget_are_measured_once(data: Path, tmp_path: Path, run: Run) -> None:
     out = tmp_path / "out"
     line = words(data, out, seeds=1)
     place = line.index("--steps")
@@ -545,7 +554,7 @@ def test_a_full_disk_is_told_and_costs_that_trial_alone(
     assert found.next() not in (None, trial)
 
 
-def test_two_comparisons_do_not_work_in_one_folder(data: Path, tmp_path: Path) -> None:
+def test_two_comparisons_do_not_work_in_one_folder(data: Path, tmp_path: Path, run: Run) -> None:
     out = tmp_path / "out"
     with ComparisonFolder(out).locked():
         code, _, complaint = run(words(data, out))
@@ -593,9 +602,9 @@ def test_a_folder_of_something_else_is_left_alone(data: Path, tmp_path: Path) ->
     with pytest.raises(InputError, match="holds no comparison of denseloss"):
         compare(asked)
     with pytest.raises(InputError, match="holds no comparison"):
-        report(out)
+        make_report(out)
     with pytest.raises(InputError, match="holds no comparison"):
-        report(tmp_path / "nowhere")
+        make_report(tmp_path / "nowhere")
     assert not (tmp_path / "nowhere").exists()
     assert (out / "thesis.tex").read_text() == "years of work"
     shutil.rmtree(out)

@@ -312,12 +312,12 @@ def report(runs: Path, /) -> int:
     Args:
         runs: The folder that `denseloss compare` wrote.
     """
-    from denseloss.compare import report as make
+    from denseloss.compare import make_report
     from denseloss.train import InputError
 
     console = _console()
     try:
-        result = make(runs)
+        result = make_report(runs)
     except InputError as error:
         return _complain(str(error))
     _say_verdict(result, console)

@@ -4,10 +4,10 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from denseloss.compare.run import CompareResult, compare, report
+    from denseloss.compare.run import CompareResult, compare, make_report
     from denseloss.compare.settings import CompareSettings
 
-__all__ = ["CompareResult", "CompareSettings", "compare", "report"]
+__all__ = ["CompareResult", "CompareSettings", "compare", "make_report"]
 
 
 def __getattr__(name: str) -> Any:

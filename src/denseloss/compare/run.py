@@ -123,14 +123,12 @@ def compare(settings: CompareSettings, *, console: Console | None = None) -> Com
             say(line)
         say(f"out: {folder.path}")
         plan = _planned(folder, settings, rates, say)
-        started = time.monotonic()
         _run(plan, engine, settings, folder, limits, console)
-        say(f"{plan.done} of {plan.total} trials ended in {duration(time.monotonic() - started)}")
         _after(folder, plan, data, settings, say)
         return _reported(folder)
 
 
-def report(path: Path) -> CompareResult:
+def make_report(path: Path) -> CompareResult:
     """Make the report of a comparison again, from its folder alone.
 
     Args:
@@ -408,9 +406,10 @@ def _run(
     display = Display(
         console, plan, root=folder.path, steps=cast(int, settings.steps), slots=engine.slots
     )
-    done = plan.done
+    say = _speaker(console)
+    done, started = plan.done, time.monotonic()
     if done:
-        _speaker(console)(f"{done} of {plan.total} trials have ended before")
+        say(f"{done} of {plan.total} trials have ended before")
     try:
         with display:
             while plan.running or plan.done < plan.total:
@@ -427,6 +426,8 @@ def _run(
                 display.tick()
     finally:
         engine.stop()
+    if plan.done > done:
+        say(f"{plan.done} of {plan.total} trials ended in {duration(time.monotonic() - started)}")
 
 
 def _settle(

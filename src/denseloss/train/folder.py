@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import math
 import os
 import time
 import tomllib
@@ -91,8 +92,8 @@ class RunFolder:
 
     def finish(self, summary: Table) -> None:
         """Write `summary.json`, which makes the run a finished one."""
-        # NaN is no JSON; a class that occurs nowhere has no score.
-        text = json.dumps(_without_nan(summary), indent=2, ensure_ascii=False, allow_nan=False)
+        # JSON has neither NaN nor infinity; a class that occurs nowhere has no score.
+        text = json.dumps(_finite(summary), indent=2, ensure_ascii=False, allow_nan=False)
         write_whole(self.summary_file, text + "\n")
 
 
@@ -142,11 +143,11 @@ def _toml_value(value: Any) -> str:
     raise TypeError(f"{value!r} has no place in a configuration")
 
 
-def _without_nan(value: Any) -> Any:
-    if isinstance(value, float) and value != value:
+def _finite(value: Any) -> Any:
+    if isinstance(value, float) and not math.isfinite(value):
         return None
     if isinstance(value, Mapping):
-        return {key: _without_nan(item) for key, item in value.items()}
+        return {key: _finite(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return [_without_nan(item) for item in value]
+        return [_finite(item) for item in value]
     return value

@@ -2,8 +2,8 @@
 
 from pathlib import Path
 
-from denseloss.compare.report.markdown import markdown
-from denseloss.compare.report.page import page
+from denseloss.compare.report.markdown import markdown_text
+from denseloss.compare.report.page import html_page
 from denseloss.compare.results import Results
 from denseloss.train.folder import write_whole
 
@@ -26,7 +26,7 @@ def write_report(results: Results, folder: Path) -> Path:
         OSError: The folder or a file cannot be written.
         ValueError: The page would be larger than 3 MB even without pictures.
     """
-    html, text = page(results), markdown(results)
+    html, text = html_page(results), markdown_text(results)
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / "report.html"
     write_whole(folder / "report.md", text)

@@ -11,7 +11,7 @@ _NAME = 28
 _SPECIAL = re.compile(r"([\\*<>|\[\]]|(?<!\w)_|_(?!\w)|&(?=[#\w]+;))")
 
 
-def markdown(results: Results) -> str:
+def markdown_text(results: Results) -> str:
     """The verdict, all tables and what it takes to repeat it."""
     blocks = [
         f"# {_text(words.title(results))}",

@@ -93,7 +93,7 @@ class Panel:
     sentences: tuple[tuple[int, str], ...] = ()
 
 
-def page(results: Results) -> str:
+def html_page(results: Results) -> str:
     """The report as HTML.
 
     Raises:

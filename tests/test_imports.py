@@ -31,9 +31,9 @@ def test_import_loads_denseloss_only() -> None:
     assert not cuda
 
 
-def test_import_takes_less_than_50_ms() -> None:
+def test_import_takes_less_than_100_ms() -> None:
     # the least of several: another process may have emptied the caches
-    assert min(probe()[1] for _ in range(6)) < 0.050
+    assert min(probe()[1] for _ in range(6)) < 0.100
 
 
 @pytest.mark.parametrize("module", ["denseloss.testing", "denseloss.functional"])

@@ -464,13 +464,13 @@ def test_two_devices_leave_one_run(folder: Path, tmp_path: Path) -> None:
     assert run.returncode == 0, complaint
     assert complaint == ""
     assert shown.count("best: step") == 1
-    assert "120 steps of 4 images" in shown
+    assert "40 steps of 4 images" in shown
     assert {path.name for path in out.iterdir()} == FILES
 
 
 # ---------------------------------------------------------------- interrupted and resumed
 
-LONG = ("--steps", "120", "--val-every", "10", "--size", "32", "--batch-size", "2")
+LONG = ("--steps", "40", "--val-every", "4", "--size", "32", "--batch-size", "2")
 
 
 def started(folder: Path, out: Path, *options: str, workers: int) -> subprocess.Popen[str]:
@@ -482,6 +482,8 @@ def started(folder: Path, out: Path, *options: str, workers: int) -> subprocess.
         stderr=subprocess.PIPE,
         text=True,
         env={**os.environ, "OMP_NUM_THREADS": "1"},
+        # Where tests run in the background, Ctrl-C is ignored, and would be by their children.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
 
 
@@ -498,7 +500,7 @@ def wait_for_rows(run: subprocess.Popen[str], out: Path, *, count: int) -> None:
 @pytest.fixture(scope="module")
 def uninterrupted(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> str:
     out = tmp_path_factory.mktemp("runs") / "whole"
-    train(tiny(folder, out, steps=120, val_every=10))
+    train(tiny(folder, out, steps=40, val_every=4))
     return (out / "metrics.csv").read_text()
 
 
@@ -527,12 +529,12 @@ def test_an_interrupted_run_resumes_exactly(
         assert line.startswith("denseloss: stopped; ")
         assert "the same command goes on from step" in line
 
-    settings = tiny(folder, out, steps=120, val_every=10)
+    settings = tiny(folder, out, steps=40, val_every=4)
     with pytest.raises(InputError, match=r"lr was 0\.005, now it is 0\.001"):
         train(replace(settings, lr=0.001))
     result = train(settings)
     assert (out / "metrics.csv").read_text() == uninterrupted
-    assert result.summary["steps"] == 120
+    assert result.summary["steps"] == 40
     events = [json.loads(line)["event"] for line in (out / "log.jsonl").read_text().splitlines()]
     assert events[0] == "started"
     assert "resumed" in events

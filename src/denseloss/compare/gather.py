@@ -492,12 +492,18 @@ def _warnings(found: Found, losses: Sequence[LossResults]) -> Iterator[str]:
             f"{found.unfinished} trials are not finished; the same denseloss compare goes on with "
             "them."
         )
-    edge = [f"`{loss.loss}`" for loss in losses if loss.at_edge]
-    if edge:
-        yield (
-            f"The best learning rate of {', '.join(edge)} is the lowest or the highest that was "
-            "tried; a better one may lie beyond (--lr 5 tries two more for every loss)."
-        )
+    for end, extreme in (("lowest", min), ("highest", max)):
+        edge = [
+            f"`{loss.loss}`"
+            for loss in losses
+            if loss.at_edge and loss.lr == extreme(loss.searched)
+        ]
+        if edge:
+            yield (
+                f"The best learning rate of {', '.join(edge)} is the {end} that was tried; a "
+                f"better one may lie beyond (--lr {found.settings.lr + 2} tries two more for "
+                "every loss)."
+            )
     rising = [f"`{loss.loss}`" for loss in losses if _late_gain(loss) > found.settings.effect]
     if rising:
         yield (

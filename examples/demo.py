@@ -16,7 +16,7 @@ WORDS = [
     *("--loss", "focal"),
     *("--seeds", "3"),
     *("--lr", "1"),
-    *("--steps", "100"),
+    *("--steps", "80"),
     *("--size", "96"),
     *("--out", "runs/demo"),
 ]

@@ -23,8 +23,9 @@ from denseloss.compare import CompareSettings, compare, make_report
 from denseloss.compare.budget import steps_within
 from denseloss.compare.display import duration
 from denseloss.compare.folder import ComparisonFolder
+from denseloss.compare.gather import _effect, _steps_to
 from denseloss.compare.local import LocalEngine
-from denseloss.compare.measure import load
+from denseloss.compare.measure import METRICS, load
 from denseloss.compare.run import _settle
 from denseloss.compare.settings import learning_rates, seconds
 from denseloss.compare.trials import Failed, Plan, Trial, TrialFolder, loss_slug
@@ -173,7 +174,22 @@ def test_a_comparison_is_run_resumed_extended_mended_and_reported_again(
     assert unchanged == [str(p.relative_to(out / "trials")) for p in alone]
     assert whole.with_name(f"{whole.name}.broken1").exists()
 
+    # A report is made of what can be read.
+    (out / "trials" / alone[0].relative_to(out / "trials") / "summary.json").write_text("{")
+    assert cli.main(["report", str(out)]) == 0
+    code, shown, complaint = run(words(data, out, seeds=3))
+    assert (code, complaint) == (0, "")
+    assert shown.count("broken: ") == 1
+    again = finished(out)
+
     # What is different for all trials is refused, and nothing is touched.
+    Image.new("RGB", (32, 32)).save(data / "images" / "new.png")
+    Image.new("L", (32, 32)).save(data / "masks" / "new.png")
+    code, shown, complaint = run(words(data, out, seeds=3))
+    assert code == 2
+    assert "images was" in complaint or "train was" in complaint
+    for name in ("images", "masks"):
+        (data / name / "new.png").unlink()
     code, shown, complaint = run(words(data, out, "--weight-decay", "0"))
     assert code == 2
     assert "weight_decay was 0.0001, now it is 0.0" in complaint
@@ -419,6 +435,19 @@ def test_learning_rates_lie_around_the_default(count: int, rates: tuple[float, .
     assert learning_rates(0.005, count) == rates
 
 
+def test_without_a_search_a_failed_seed_costs_that_seed_alone() -> None:
+    found = plan(rates=[0.01])
+    first = found.next()
+    assert first is not None
+    found.finish(first, "failed")
+    assert found.chosen("a") == 0.01
+    assert found.total == 2 * 3
+    for trial in iter(found.next, None):
+        found.finish(trial, "finished", 0.5)
+    assert found.done == 6
+    assert len(found.scores) == 5
+
+
 def test_no_two_losses_share_a_folder() -> None:
     losses = ["dice", "dice + focal", "dice(smooth=1)", "dice(smooth=0)", "x" * 90, "x" * 91]
     names = {loss_slug(loss) for loss in losses}
@@ -571,6 +600,7 @@ def test_two_comparisons_do_not_work_in_one_folder(data: Path, tmp_path: Path, r
         ({"losses": ("dice",)}, "nothing to compare it with"),
         ({"losses": ("dice", "dice")}, "is given twice"),
         ({"losses": ("dice", "giou")}, "pairs of boxes"),
+        ({"losses": ("dice", "cross_entropy(class_weight=[1, 2, 3])")}, "cannot be computed"),
         ({"seeds": 0}, "--seeds 0: must be 1 or larger"),
         ({"lr": 0}, "--lr 0: must be 1 or larger"),
         ({"lr_seeds": 9}, "there are only 2 seeds"),
@@ -594,6 +624,43 @@ def test_what_cannot_be_compared_is_refused_before_anything_is_written(
         compare(replace(asked, **options))  # type: ignore[arg-type]
     left = [p for p in (tmp_path / "out").rglob("*") if p.name != ".lock"]
     assert left == []
+
+
+def test_half_written_files_of_a_killed_process_are_in_nobodys_way(tmp_path: Path) -> None:
+    folder = ComparisonFolder(tmp_path / "out")
+    folder.path.mkdir()
+    (folder.path / "compare.toml.part").write_text("[asked]")
+    assert folder.config() is None
+    files = TrialFolder(folder.path, Trial(loss="dice", seed=0, lr=0.01))
+    files.path.mkdir(parents=True)
+    (files.path / "config.toml.part").write_text("[settings]")
+    assert files.problem() is None
+    assert files.run.unfinished() is None
+    (files.path / "last.ckpt").write_bytes(b"")
+    assert files.problem() == "config.toml: is missing"
+    (files.path / "config.toml").write_text("")
+    assert "last.ckpt: cannot be read" in str(files.problem())
+    (files.path / "last.ckpt").unlink()
+    (files.path / "summary.json").write_text('{"best": {}}')
+    (files.path / "metrics.csv").write_text("step\n1\n")
+    assert files.problem() == "best.ckpt: is missing"
+
+
+def test_a_network_that_learned_nothing_is_not_the_fastest() -> None:
+    def rows(*dice: float) -> list[dict[str, float]]:
+        return [{"step": 10.0 * i, "mean_dice": d} for i, d in enumerate(dice, 1)]
+
+    assert _steps_to(rows(0.1, 0.94, 0.96, 1.0)) == 30
+    assert _steps_to(rows(0.0, 0.0)) is None
+    assert _steps_to(rows(0.5, math.nan)) is None
+
+
+def test_the_smallest_difference_that_matters_has_the_unit_of_its_metric() -> None:
+    asked = CompareSettings(data=".", losses=("dice", "focal"), metric="hd95", effect=2.0)
+    effects = {metric.key: _effect(asked, metric) for metric in METRICS}
+    assert effects["hd95"] == 2.0
+    assert effects["dice"] == 0.01
+    assert _effect(replace(asked, effect=None), METRICS[-1]) == 1.0
 
 
 def test_a_folder_of_something_else_is_left_alone(data: Path, tmp_path: Path) -> None:

@@ -187,7 +187,7 @@ def compare(
     budget: str | None = None,
     metric: str = "dice",
     pooled: bool = False,
-    effect: float = 0.01,
+    effect: float | None = None,
     level: float = 0.95,
     engine: Literal["local", "ray"] = "local",
     jobs: int | None = None,
@@ -231,7 +231,7 @@ def compare(
             a few.
         metric: What the verdict is about: dice, iou, precision, recall, f2, boundary_f or hd95.
         pooled: Judge all held-out pixels together, not image by image.
-        effect: The smallest difference that matters to you.
+        effect: The smallest difference that matters to you; by default 0.01, or 1 pixel.
         level: Of the confidence intervals.
         engine: Processes on this machine, or a Ray cluster.
         jobs: Trials at a time; by default one per GPU, or one per core.
@@ -313,12 +313,13 @@ def report(runs: Path, /) -> int:
         runs: The folder that `denseloss compare` wrote.
     """
     from denseloss.compare import make_report
+    from denseloss.compose import ParseError
     from denseloss.train import InputError
 
     console = _console()
     try:
         result = make_report(runs)
-    except InputError as error:
+    except (InputError, ParseError) as error:
         return _complain(str(error))
     _say_verdict(result, console)
     return 0

@@ -2,6 +2,7 @@
 
 import io
 import logging
+import signal
 import tarfile
 import tempfile
 import time
@@ -63,8 +64,11 @@ class RayEngine:
         self._ray: Any = ray
         self._own = not self._ray.is_initialized()
         if self._own:
+            # Ray would answer SIGTERM itself, and without a word of how to go on.
+            handler = signal.getsignal(signal.SIGTERM)
             try:
                 ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
+                signal.signal(signal.SIGTERM, handler)
             except (ConnectionError, RuntimeError, ValueError, TimeoutError) as error:
                 raise InputError(
                     f"--address {address}: no Ray cluster answers there "
@@ -93,6 +97,11 @@ class RayEngine:
         """How many trials it runs at a time; a cluster may grow."""
         there = int(self._ray.cluster_resources().get("GPU" if self._gpus else "CPU", 0))
         return self._jobs or max(1, there)
+
+    @property
+    def gpus(self) -> bool:
+        """Whether trials get a GPU."""
+        return bool(self._gpus)
 
     def free(self) -> bool:
         """Whether it takes another trial; one waits in line, which makes a cluster grow."""

@@ -11,6 +11,8 @@ from filelock import FileLock, Timeout
 from denseloss.train import InputError
 from denseloss.train.folder import difference, to_toml, write_whole
 
+_DATA = ("task", "class_names", "train", "val", "test", "split", "images")
+
 
 class ComparisonFolder:
     """The files of a comparison.
@@ -48,7 +50,10 @@ class ComparisonFolder:
                     "--out; the trials beside it are untouched"
                 ) from None
         lock = self._lock_file.name
-        if path.exists() and any(file.name != lock for file in path.iterdir()):
+        # What a killed process was about to write is nobody's.
+        if path.exists() and any(
+            file.name != lock and file.suffix != ".part" for file in path.iterdir()
+        ):
             raise InputError(
                 f"{path}: is not empty and holds no comparison of denseloss; choose another --out"
             )
@@ -62,10 +67,10 @@ class ComparisonFolder:
         """
         before = self.config()
         if before is not None:
-            changed = difference({"common": before.get("common", {})}, {"common": config["common"]})
+            changed = difference(_binding(before), _binding(config))
             if changed is not None:
                 raise InputError(
-                    f"{self.path}: holds a comparison with other settings: {changed}; set it back "
+                    f"{self.path}: holds a comparison of something else: {changed}; set it back "
                     "to go on with that one, choose another --out, or remove the folder"
                 )
         self._writing(lambda: write_whole(self.config_file, to_toml(config)))
@@ -106,3 +111,12 @@ class ComparisonFolder:
             raise InputError(
                 f"{self.path}: cannot be written ({error.strerror or error}); choose another --out"
             ) from None
+
+
+def _binding(config: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """Return what must be the same for all trials, or they are of different things."""
+    data = config.get("data", {})
+    return {
+        "common": config.get("common", {}),
+        "data": {key: data[key] for key in _DATA if key in data},
+    }

@@ -50,6 +50,7 @@ from denseloss.train.criterion import TaskCriterion
 _CASES = 6
 _FEW_IMAGES = 20
 _FEW_SEEDS = 3
+_EFFECT = 0.01
 _NEARLY = 0.95
 _UNITS = {metric.key: metric.unit for metric in METRICS}
 # Curves rise to the end of a cosine schedule; what the last fifth of the steps still brings tells
@@ -174,7 +175,8 @@ def find(folder: ComparisonFolder) -> Found:
 
 
 def _comparand(folder: ComparisonFolder, plan: Plan, loss: str, reason: str) -> Comparand:
-    chosen = plan.chosen(loss)
+    # While a search is open, what is best so far is shown.
+    chosen = plan.best(loss)
     own = [t for t in dict.fromkeys((*plan.search(loss), *plan.rest(loss))) if t.lr == chosen]
     evidence, failures = [], []
     for trial in dict.fromkeys((*plan.search(loss), *plan.rest(loss))):
@@ -261,7 +263,7 @@ def gather(found: Found) -> Results:
         metrics=metrics,
         pooling=found.pooling,
         level=found.settings.level,
-        effect=found.settings.effect,
+        effect=_effect(found.settings, metrics[0]),
         losses=losses,
         size_limits=_limits(data),
         verdict=(summary, *(_sentence(comparison.words) for comparison in main.values())),
@@ -303,18 +305,21 @@ def _whole_scores(measured: Measured, metric: str) -> Any:
 
 
 def _compared(found: Found, metric: Metric, pooling: Pooling) -> dict[str, Comparison]:
-    measured, score = {}, None
+    measured = {}
+    first = counts_of(found.losses[0].evidence[0].held_out, metric.key, pooling)
+    score = first.score
     for comparand in found.losses:
-        if not comparand.evidence:
-            continue
         held_out = [e.held_out for e in comparand.evidence]
-        counts, score = _stacked([counts_of(m, metric.key, pooling) for m in held_out])
+        counts = [counts_of(m, metric.key, pooling).counts for m in held_out]
+        per_image = [_whole_scores(m, metric.key) for m in held_out]
+        # A loss whose every trial failed is compared, too: the correction is for all that were
+        # planned.
+        shape = (len(held_out), *first.counts.shape)
         measured[comparand.loss] = statistics.Measured(
             seeds=comparand.seeds,
-            counts=counts,
-            per_image=np.stack([_whole_scores(m, metric.key) for m in held_out]),
+            counts=np.reshape(counts, shape),
+            per_image=np.reshape(per_image, shape[:2]),
         )
-    assert score is not None
     return statistics.compare(
         measured,
         score,
@@ -327,8 +332,10 @@ def _compared(found: Found, metric: Metric, pooling: Pooling) -> dict[str, Compa
 
 
 def _effect(settings: CompareSettings, metric: Metric) -> float:
-    """Return the smallest difference that matters in a metric; a pixel where it is a distance."""
-    return settings.effect if metric.key == settings.metric or not metric.unit else 1.0
+    """Return the smallest difference that matters in a metric."""
+    if metric.key == settings.metric and settings.effect is not None:
+        return settings.effect
+    return 1.0 if metric.unit else _EFFECT
 
 
 def _loss_results(
@@ -370,7 +377,9 @@ def _loss_results(
         recall=_recall(found, held_out),
         calibration=_calibration(found, evidence),
         cost=cost,
-        steps_to_95={e.trial.seed: _steps_to(e.rows) for e in evidence},
+        steps_to_95={
+            e.trial.seed: steps for e in evidence if (steps := _steps_to(e.rows)) is not None
+        },
         seconds=tuple(float(e.summary["seconds"]) for e in evidence),
         failures=comparand.failures,
         comparisons={
@@ -447,11 +456,15 @@ def _threshold(evidence: Sequence[Evidence], of: int) -> Threshold | None:
     )
 
 
-def _steps_to(rows: Sequence[Mapping[str, float]]) -> int:
-    """Return the first validated step whose Dice is at least 95 % of the last one's."""
+def _steps_to(rows: Sequence[Mapping[str, float]]) -> int | None:
+    """Return the first validated step whose Dice is at least 95 % of the last one's.
+
+    None for a network that learned nothing: it is not the fastest.
+    """
     last = rows[-1]["mean_dice"]
-    reached = [row for row in rows if row["mean_dice"] >= _NEARLY * last]
-    return int(reached[0]["step"] if reached else rows[-1]["step"])
+    if not last > 0:
+        return None
+    return next(int(row["step"]) for row in rows if row["mean_dice"] >= _NEARLY * last)
 
 
 def _costs(folder: ComparisonFolder) -> dict[str, Cost]:
@@ -504,11 +517,11 @@ def _warnings(found: Found, losses: Sequence[LossResults]) -> Iterator[str]:
                 f"better one may lie beyond (--lr {found.settings.lr + 2} tries two more for "
                 "every loss)."
             )
-    rising = [f"`{loss.loss}`" for loss in losses if _late_gain(loss) > found.settings.effect]
+    rising = [f"`{loss.loss}`" for loss in losses if _late_gain(loss) > _EFFECT]
     if rising:
         yield (
             f"Validation Dice of {', '.join(rising)} still rose by more than "
-            f"{found.settings.effect:g} in the last fifth of the steps: these results are those of "
+            f"{_EFFECT:g} in the last fifth of the steps: these results are those of "
             f"{found.settings.steps} steps, and more of them may change the order."
         )
 
@@ -538,7 +551,7 @@ def _shared_settings(found: Found) -> dict[str, Any]:
         "validation every": f"{s.val_every} steps; the best one's weights are measured",
         "precision": f"{s.precision} (losses in float32)",
         "accelerator": s.accelerator,
-        "smallest difference that matters": s.effect,
+        "smallest difference that matters": _effect(s, found.metrics[0]),
     }
 
 

@@ -40,6 +40,10 @@ class Engine(Protocol):
     def slots(self) -> int:
         """How many trials it runs at a time."""
 
+    @property
+    def gpus(self) -> bool:
+        """Whether trials get a GPU."""
+
     def free(self) -> bool:
         """Whether it takes another trial."""
 
@@ -79,8 +83,8 @@ class LocalEngine:
     """
 
     def __init__(self, *, jobs: int | None, gpus: Sequence[str]) -> None:
-        self.gpus = tuple(gpus)
-        self._slots = jobs or len(self.gpus) or cores()
+        self._gpus = tuple(gpus)
+        self._slots = jobs or len(self._gpus) or cores()
         self._running: list[_Running] = []
         self._selector = selectors.DefaultSelector()
 
@@ -88,14 +92,19 @@ class LocalEngine:
     def name(self) -> str:
         """In words, for the reader."""
         at_once = f"{self._slots} process{'es' * (self._slots > 1)} at a time"
-        if self.gpus:
-            return f"this machine, {at_once} on {len(self.gpus)} GPU{'s' * (len(self.gpus) > 1)}"
+        if self._gpus:
+            return f"this machine, {at_once} on {len(self._gpus)} GPU{'s' * (len(self._gpus) > 1)}"
         return f"this machine, {at_once}, one thread each"
 
     @property
     def slots(self) -> int:
         """How many trials it runs at a time."""
         return self._slots
+
+    @property
+    def gpus(self) -> bool:
+        """Whether trials get a GPU."""
+        return bool(self._gpus)
 
     def free(self) -> bool:
         """Whether it takes another trial."""
@@ -153,8 +162,8 @@ class LocalEngine:
 
     def _launch(self, job: Job, slot: int, *options: str) -> subprocess.Popen[bytes]:
         environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-        if self.gpus:
-            environment["CUDA_VISIBLE_DEVICES"] = self.gpus[slot % len(self.gpus)]
+        if self._gpus:
+            environment["CUDA_VISIBLE_DEVICES"] = self._gpus[slot % len(self._gpus)]
         log = TrialFolder(job.root, job.trial).log_file
         log.parent.mkdir(parents=True, exist_ok=True)
         with log.open("a") as stderr:

@@ -1,6 +1,8 @@
 """A whole comparison, from its settings to its report."""
 
+import hashlib
 import itertools
+import json
 import platform
 import shlex
 import signal
@@ -16,6 +18,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any, cast
 
+import torch
 from rich.console import Console
 from rich.progress import track
 
@@ -42,7 +45,7 @@ from denseloss.compare.tables import write_tables
 from denseloss.compare.trials import Failed, Plan, Trial, TrialFolder, planned
 from denseloss.compare.worker import Job
 from denseloss.data import SegmentationData, open_data
-from denseloss.train import InputError, InterruptedRunError
+from denseloss.train import InputError, InterruptedRunError, TrainSettings
 from denseloss.train.criterion import TaskCriterion
 from denseloss.train.folder import to_toml
 from denseloss.train.settings import resolved, with_validations
@@ -112,18 +115,21 @@ def compare(settings: CompareSettings, *, console: Console | None = None) -> Com
         settings = replace(settings, data=_absolute(settings.data))
         data = _open(settings, console)
         proposed = _proposed(settings, data)
-        settings = _decided(with_losses(settings, [c.loss for c in proposed]), data)
+        settings = with_losses(settings, [c.loss for c in proposed])
         limits = size_limits(data)
         engine = _engine(settings, folder)
-        settings = _with_steps(settings, before, data, engine, say)
-        rates = learning_rates(cast(float, settings.base_lr), settings.lr)
-        config = _config(settings, data, proposed, limits)
-        folder.write_config(config)
-        for line in _plan_lines(settings, proposed, rates, engine, data):
-            say(line)
-        say(f"out: {folder.path}")
-        plan = _planned(folder, settings, rates, say)
-        _run(plan, engine, settings, folder, limits, console)
+        try:
+            settings = _decided(settings, data, engine)
+            settings = _with_steps(settings, before, data, engine, say)
+            rates = learning_rates(cast(float, settings.base_lr), settings.lr)
+            folder.write_config(_config(settings, data, proposed, limits))
+            for line in _plan_lines(settings, proposed, rates, engine, data):
+                say(line)
+            say(f"out: {folder.path}")
+            plan = _planned(folder, settings, rates, say)
+            _run(plan, engine, settings, folder, limits, console)
+        finally:
+            engine.stop()
         _after(folder, plan, data, settings, say)
         return _reported(folder)
 
@@ -198,14 +204,14 @@ def _proposed(settings: CompareSettings, data: SegmentationData) -> list[Candida
     for text in settings.losses:
         if text.strip() == _AUTO:
             # A class of every image may be missing from most of the squares that are trained on.
-            square = resolved(settings.trial(loss="dice"), data).size
+            square = _resolved_anywhere(settings.trial(loss="dice"), data).size
             found += candidates(fingerprint(data, square=square), task=data.task)
         else:
             found.append(Candidate(loss=text, reason=""))
     unique: dict[str, Candidate] = {}
     for candidate in found:
         weighted_sum = compose.parse(candidate.loss)
-        TaskCriterion(weighted_sum, task=data.task, num_classes=data.num_classes)
+        _try(TaskCriterion(weighted_sum, task=data.task, num_classes=data.num_classes), candidate)
         loss = str(weighted_sum)
         if loss in unique and not candidate.reason and not unique[loss].reason:
             raise InputError(f"--loss {candidate.loss}: is given twice; leave one out")
@@ -220,13 +226,39 @@ def _proposed(settings: CompareSettings, data: SegmentationData) -> list[Candida
     return [*unique.values()]
 
 
-def _decided(settings: CompareSettings, data: SegmentationData) -> CompareSettings:
+def _try(criterion: TaskCriterion, candidate: Candidate) -> None:
+    """Take a loss on a small batch: what can never be computed is told now, not after hours."""
+    generator = torch.Generator().manual_seed(0)
+    channels = criterion.num_outputs
+    logits = torch.randn(2, channels, 16, 16, generator=generator, requires_grad=True)
+    classes = torch.randint(max(2, channels), (2, 16, 16), generator=generator)
+    try:
+        criterion([logits], classes, image=torch.randn(2, 3, 16, 16, generator=generator))
+    except (IndexError, RuntimeError, TypeError, ValueError) as error:
+        what = " ".join(str(error).split())
+        raise InputError(f"--loss {candidate.loss}: cannot be computed: {what}") from None
+
+
+def _decided(settings: CompareSettings, data: SegmentationData, engine: Engine) -> CompareSettings:
     """Decide all that the trials must have in common, so that a plan can be repeated."""
-    # A cluster's machines may have the accelerators that this one lacks: they decide there.
-    if settings.engine == "ray" and settings.accelerator == "auto":
-        here = resolved(replace(settings.trial(loss="dice"), accelerator="cpu"), data)
-        return replace(settings, size=here.size, base_lr=here.lr)
-    here = resolved(settings.trial(loss="dice"), data)
+    trial = settings.trial(loss="dice")
+    if settings.engine == "ray":
+        # A cluster's machines may have the accelerators that this one lacks.
+        accelerator = settings.accelerator
+        if accelerator == "auto":
+            accelerator = "cuda" if engine.gpus else "cpu"
+        here = _resolved_anywhere(trial, data)
+        precision = settings.precision
+        if precision == "auto":
+            precision = here.precision if accelerator == "cpu" else "bf16-mixed"
+        return replace(
+            settings,
+            size=here.size,
+            base_lr=here.lr,
+            accelerator=accelerator,
+            precision=precision,
+        )
+    here = resolved(trial, data)
     return replace(
         settings,
         size=here.size,
@@ -234,6 +266,11 @@ def _decided(settings: CompareSettings, data: SegmentationData) -> CompareSettin
         accelerator=here.accelerator,
         precision=here.precision,
     )
+
+
+def _resolved_anywhere(trial: TrainSettings, data: SegmentationData) -> TrainSettings:
+    """Decide what does not depend on where a trial runs."""
+    return resolved(replace(trial, accelerator="cpu", precision="auto"), data)
 
 
 def _engine(settings: CompareSettings, folder: ComparisonFolder) -> Engine:
@@ -258,7 +295,7 @@ def _with_steps(
 ) -> CompareSettings:
     """Decide how many steps a trial has, once: a comparison that goes on keeps its plan."""
     if settings.budget is None:
-        trial = resolved(settings.trial(loss=settings.losses[0]), data)
+        trial = _resolved_anywhere(settings.trial(loss=settings.losses[0]), data)
         steps = cast(int, trial.steps)
     elif before is not None and before.get("asked", {}).get("budget") == settings.budget:
         steps = int(before["common"]["steps"])
@@ -266,11 +303,17 @@ def _with_steps(
         started = time.monotonic()
         say("measuring how long a step takes")
         lr = cast(float, settings.base_lr)
-        first = (*settings.losses, *settings.losses)[: engine.slots]
+        times = []
         with tempfile.TemporaryDirectory(prefix="denseloss-") as root:
             elsewhere = ComparisonFolder(Path(root))
-            trials_timed = [Trial(loss=loss, seed=0, lr=lr) for loss in first]
-            times = engine.probe([_job(settings, t, elsewhere, None) for t in trials_timed])
+            jobs = [
+                _job(settings, Trial(loss=loss, seed=0, lr=lr), elsewhere, None)
+                for loss in settings.losses
+            ]
+            # All losses, and as many at a time as there will be.
+            for first in range(0, len(jobs), engine.slots):
+                wave = itertools.islice(itertools.cycle(jobs), first, first + engine.slots)
+                times += engine.probe([*wave])
         trials = len(settings.losses) * (
             settings.lr * settings.lr_seeds + settings.seeds - settings.lr_seeds
         )
@@ -308,6 +351,7 @@ def _config(
             "val": len(data.val),
             "test": len(data.test),
             "split": data.split_note,
+            "images": _digest(data),
             "size_limits": list(limits) if limits is not None else [],
         },
         "run": {
@@ -322,6 +366,12 @@ def _config(
     }
     # As it will be read back: a tuple becomes a list, None disappears.
     return tomllib.loads(to_toml(config))
+
+
+def _digest(data: SegmentationData) -> str:
+    """Return what changes when an image is added, removed or moved to another split."""
+    splits = [[sample.name for sample in split] for split in (data.train, data.val, data.test)]
+    return hashlib.blake2b(json.dumps(splits).encode(), digest_size=8).hexdigest()
 
 
 def _plan_lines(
@@ -410,22 +460,19 @@ def _run(
     done, started = plan.done, time.monotonic()
     if done:
         say(f"{done} of {plan.total} trials have ended before")
-    try:
-        with display:
-            while plan.running or plan.done < plan.total:
-                while engine.free() and (trial := plan.next()) is not None:
-                    display.begin(trial)
-                    try:
-                        engine.start(_job(settings, trial, folder, limits))
-                    except OSError as error:
-                        unable = Failed(error=f"cannot be started: {error}", own=False)
-                        display.end(trial, _settle(folder, plan, trial, unable))
-                for outcome in engine.wait(_TICK_SECONDS):
-                    failed = _settle(folder, plan, outcome.trial, outcome.failed)
-                    display.end(outcome.trial, failed)
-                display.tick()
-    finally:
-        engine.stop()
+    with display:
+        while plan.running or plan.done < plan.total:
+            while engine.free() and (trial := plan.next()) is not None:
+                display.begin(trial)
+                try:
+                    engine.start(_job(settings, trial, folder, limits))
+                except OSError as error:
+                    unable = Failed(error=f"cannot be started: {error}", own=False)
+                    display.end(trial, _settle(folder, plan, trial, unable))
+            for outcome in engine.wait(_TICK_SECONDS):
+                failed = _settle(folder, plan, outcome.trial, outcome.failed)
+                display.end(outcome.trial, failed)
+            display.tick()
     if plan.done > done:
         say(f"{plan.done} of {plan.total} trials ended in {duration(time.monotonic() - started)}")
 
@@ -459,9 +506,7 @@ def _after(
 ) -> None:
     """Make what needs the data and the networks once more, now that nothing else runs."""
     show_images(folder, data, keep=_SHOWN_IMAGES)
-    time_losses(folder, data, settings)
-    note = show_looks(folder, plan, data)
-    if note:
+    for note in (*time_losses(folder, data, settings), *show_looks(folder, plan, data)):
         say(note)
 
 

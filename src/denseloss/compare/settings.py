@@ -36,7 +36,8 @@ class CompareSettings:
         split_seed: Decides the split where the folder has none; the same for all trials.
         metric: Key of the metric of the verdict.
         pooled: Whether the verdict is about all held-out pixels together, not about images.
-        effect: The smallest difference that matters, in the unit of the metric.
+        effect: The smallest difference that matters in the metric of the verdict; None for 0.01,
+            or 1 pixel.
         level: Of the confidence intervals.
         engine: Where the trials run.
         jobs: How many at a time; None for one per GPU, or one per core.
@@ -71,7 +72,7 @@ class CompareSettings:
     workers: int = 0
     metric: str = "dice"
     pooled: bool = False
-    effect: float = 0.01
+    effect: float | None = None
     level: float = 0.95
     engine: EngineName = "local"
     jobs: int | None = None
@@ -100,6 +101,7 @@ class CompareSettings:
             classes=self.classes,
             ignore_index=self.ignore_index,
             workers=self.workers,
+            threads=1,
             precision=self.precision,
             accelerator=self.accelerator,
         )
@@ -151,10 +153,11 @@ def check(settings: CompareSettings, *, metrics: Sequence[str]) -> None:
 def learning_rates(middle: float, count: int) -> tuple[float, ...]:
     """Return so many rates around one, the middle one first, then the nearest, lower first.
 
-    They have two digits, so that their names are short: 0.005, 0.0016, 0.016.
+    All but the middle one have two digits, so that their names are short: 0.005, 0.0016, 0.016.
     """
-    places = [0] + [sign * distance for distance in range(1, count) for sign in (-1, 1)]
-    return tuple(float(f"{middle * LR_FACTOR**place:.2g}") for place in places[:count])
+    places = [sign * distance for distance in range(1, count) for sign in (-1, 1)]
+    others = (float(f"{middle * LR_FACTOR**place:.2g}") for place in places[: count - 1])
+    return (middle, *others)
 
 
 def seconds(text: str) -> float:

@@ -5,7 +5,7 @@ be made again from the folder alone.
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -93,8 +93,9 @@ def _small(image: Image.Image, how: Image.Resampling) -> Image.Image:
 
 def time_losses(
     folder: ComparisonFolder, data: SegmentationData, settings: CompareSettings
-) -> None:
-    """Measure what each loss costs in a step, where that is not known yet."""
+) -> list[str]:
+    """Measure what each loss costs in a step, where that is not known yet; say where it fails."""
+    notes = []
     channels = 1 if data.task == "binary" else data.num_classes
     size = settings.size or 0
     shape = (settings.batch_size, channels, size, size)
@@ -107,18 +108,25 @@ def time_losses(
     try:
         for loss in settings.losses:
             if loss not in known or tuple(known[loss].get("shape", ())) != shape:
-                cost = loss_cost(
-                    loss,
-                    task=data.task,
-                    num_classes=data.num_classes,
-                    shape=shape,
-                    shares=data.class_share,
-                    device=device,
-                )
+                try:
+                    cost = loss_cost(
+                        loss,
+                        task=data.task,
+                        num_classes=data.num_classes,
+                        shape=shape,
+                        shares=data.class_share,
+                        device=device,
+                    )
+                except (RuntimeError, TypeError, ValueError, MemoryError) as error:
+                    # A report without this number is better than none.
+                    what = " ".join(str(error).split())[:200]
+                    notes.append(f"note: the cost of {loss} could not be measured: {what}")
+                    continue
                 known[loss] = asdict(cost)
     finally:
         torch.set_num_threads(threads)
     write_whole(folder.costs_file, json.dumps(known, indent=2, ensure_ascii=False) + "\n")
+    return notes
 
 
 def _known(folder: ComparisonFolder) -> dict[str, dict[str, Any]]:
@@ -129,8 +137,8 @@ def _known(folder: ComparisonFolder) -> dict[str, dict[str, Any]]:
     return found if isinstance(found, dict) else {}
 
 
-def show_looks(folder: ComparisonFolder, plan: Plan, data: SegmentationData) -> str | None:
-    """Keep the gradient maps of all losses on one prediction of the baseline; say if it cannot be.
+def show_looks(folder: ComparisonFolder, plan: Plan, data: SegmentationData) -> list[str]:
+    """Keep the gradient maps of the losses on one prediction of the baseline; say if it cannot be.
 
     The prediction is that of the baseline's first finished network.
     """
@@ -141,28 +149,30 @@ def show_looks(folder: ComparisonFolder, plan: Plan, data: SegmentationData) -> 
         if trial.lr == plan.chosen(baseline) and plan.states.get(trial) == "finished"
     ]
     if not trials:
-        return None
+        return []
     trial = min(trials, key=lambda t: t.seed)
     predicted_by = f"{baseline}, seed {trial.seed}"
-    if _kept(folder, plan, predicted_by):
-        return None
+    # One that no network could be trained with has perhaps no gradient either.
+    losses = [loss for loss in plan.losses if any(t.loss == loss for t in plan.scores)]
+    if _kept(folder, losses, predicted_by):
+        return []
     files = TrialFolder(folder.path, trial)
     try:
         # A network that was trained on a cluster's GPU predicts here on what is here.
         task = restore(files.path, data=data, device="cpu")
         place = looks.usual_image(load(files.held_out_file))
-        found = looks.look(plan.losses, task, data, data.test[place], predicted_by=predicted_by)
-    except (InputError, ValueError) as error:
-        return f"no gradient maps: {error}"
+        found = looks.look(losses, task, data, data.test[place], predicted_by=predicted_by)
+    except (RuntimeError, TypeError, ValueError) as error:
+        return [f"note: no gradient maps: {' '.join(str(error).split())[:200]}"]
     looks.save([found], folder.looks_file)
-    return None
+    return []
 
 
-def _kept(folder: ComparisonFolder, plan: Plan, predicted_by: str) -> bool:
+def _kept(folder: ComparisonFolder, losses: Sequence[str], predicted_by: str) -> bool:
     try:
         known = looks.load(folder.looks_file)
     except (OSError, ValueError):
         return False
     return all(
-        set(one.gradients) == set(plan.losses) and one.predicted_by == predicted_by for one in known
+        set(one.gradients) == set(losses) and one.predicted_by == predicted_by for one in known
     )

@@ -143,6 +143,10 @@ class TrialFolder:
                 self.summary()
                 self.rows()
             if self.state() != "finished":
+                if self.trained() and not self.run.best_file.exists():
+                    return f"{self.run.best_file.name}: is missing"
+                if not self.run.config_file.exists() and self._holds_anything():
+                    return f"{self.run.config_file.name}: is missing"
                 for file in (self.run.best_file, self.run.last_file):
                     if file.exists():
                         _load_checkpoint(file)
@@ -152,6 +156,9 @@ class TrialFolder:
         except (OSError, ValueError, KeyError, TypeError) as error:
             return " ".join(str(error).split()) or type(error).__name__
         return None
+
+    def _holds_anything(self) -> bool:
+        return self.path.is_dir() and any(f.suffix != ".part" for f in self.path.iterdir())
 
     def set_aside(self) -> Path:
         """Move what is broken out of the way, and return where it is now."""
@@ -217,12 +224,29 @@ class Plan:
     def chosen(self, loss: str) -> float | None:
         """Return the best learning rate on validation, of equals the one nearest the default.
 
-        None while its search is open, and where no rate got through all its trials.
+        None while its search is open, and where no rate got through a trial. Where there is but
+        one rate, there is nothing to search.
         """
-        if any(self.states.get(t, "new") == "new" for t in self.search(loss)):
+        if len(self.rates) > 1 and any(
+            self.states.get(t, "new") == "new" for t in self.search(loss)
+        ):
             return None
-        scores = {lr: score for lr, score in self.searched(loss).items() if score == score}
-        return max(scores, key=lambda lr: scores[lr]) if scores else None
+        return self.best(loss)
+
+    def best(self, loss: str) -> float | None:
+        """Return the learning rate that is best by what is known now, None if nothing is.
+
+        One that got through more of its trials is better, whatever the scores.
+        """
+        if len(self.rates) == 1:
+            return self.rates[0]
+        known = {}
+        for lr in self.rates:
+            trials = (Trial(loss=loss, seed=seed, lr=lr) for seed in range(self.lr_seeds))
+            scores = [self.scores[trial] for trial in trials if trial in self.scores]
+            if scores:
+                known[lr] = (len(scores), sum(scores) / len(scores))
+        return max(known, key=lambda lr: known[lr]) if known else None
 
     def trials(self) -> list[Trial]:
         """Return all trials that are known by now, in the order to run them in."""
@@ -285,7 +309,13 @@ def look(root: Path, plan: Plan, trials: Iterable[Trial]) -> None:
     for trial in trials:
         folder = TrialFolder(root, trial)
         state = folder.state()
-        score = folder.validation_score() if state == "finished" else math.nan
+        score = math.nan
+        if state == "finished":
+            try:
+                score = folder.validation_score()
+            except (OSError, ValueError, AttributeError, TypeError):
+                # A report is made without it; the next `compare` sets it aside.
+                state = "failed"
         plan.finish(trial, state, score)
 
 

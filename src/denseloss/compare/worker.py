@@ -72,6 +72,7 @@ def run_trial(job: Job) -> Failed | None:
         InterruptedRunError: It was stopped from outside.
     """
     # They take seconds; whoever only plans trials does not need them.
+    import torch
     from rich.console import Console
 
     from denseloss.compose import ParseError
@@ -88,8 +89,9 @@ def run_trial(job: Job) -> Failed | None:
     except InterruptedRunError:
         raise
     except (DataError, ParseError, InputError) as error:
-        # A folder that cannot be written is an InputError, too, and no fault of the trial.
-        own = not isinstance(error.__cause__ or error.__context__, OSError)
+        # A folder that cannot be written, or a GPU that is full, is no fault of the trial.
+        chance = (OSError, MemoryError, torch.OutOfMemoryError)
+        own = not isinstance(error.__cause__ or error.__context__, chance)
         return Failed(error=str(error), own=own)
     except MemoryError:
         return Failed(error="the memory is full; run fewer --jobs at a time", own=False)

@@ -50,7 +50,8 @@ class RunFolder:
             raise InputError(f"{path}: is a file; choose another --out")
         if self.config_file.exists():
             return self.config()
-        if path.exists() and any(path.iterdir()):
+        # What a killed process was about to write is nobody's.
+        if path.exists() and any(file.suffix != ".part" for file in path.iterdir()):
             raise InputError(
                 f"{path}: is not empty and holds no run of denseloss; choose another --out"
             )
@@ -114,11 +115,15 @@ def _shown(table: Table, key: str) -> str:
 def write_whole(path: Path, text: str) -> None:
     """Write a file such that it is seen with its old content or its new one, never half."""
     part = path.with_name(path.name + ".part")
-    with part.open("w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    part.replace(path)
+    try:
+        with part.open("w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        part.replace(path)
+    except BaseException:
+        part.unlink(missing_ok=True)
+        raise
 
 
 def to_toml(tables: Table) -> str:

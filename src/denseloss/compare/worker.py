@@ -96,7 +96,8 @@ def run_trial(job: Job) -> Failed | None:
     except MemoryError:
         return Failed(error="the memory is full; run fewer --jobs at a time", own=False)
     except Exception as error:
-        traceback.print_exc()
+        with contextlib.suppress(OSError):  # the log is on the disk that is full
+            traceback.print_exc()
         what = " ".join(str(error).split())
         return Failed(error=f"{type(error).__name__}: {what}"[:500], own=False)
     return None

@@ -29,7 +29,6 @@ from denseloss.compare.measure import (
     counts_of,
     dice_at,
     dice_by_threshold,
-    evenly,
     image_scores,
     load,
     measure,
@@ -39,6 +38,7 @@ from denseloss.compare.measure import (
     size_limits,
 )
 from denseloss.data import VOID, SegmentationData, open_data
+from denseloss.data.samples import evenly
 from denseloss.train import InputError, TrainSettings, train
 from denseloss.train.criterion import TaskCriterion
 
@@ -565,7 +565,7 @@ def test_a_failed_write_leaves_the_old_file(
     def full(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(measuring.os, "fsync", full)
+    monkeypatch.setattr("os.fsync", full)
     with pytest.raises(OSError, match="No space"):
         replace(by_hand, names=tuple("abcdef")).save(path)
     assert [file.name for file in tmp_path.iterdir()] == ["held_out.npz"]

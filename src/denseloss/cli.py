@@ -11,7 +11,7 @@ import os
 import re
 import shlex
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -126,9 +126,7 @@ def train(
         devices: How many devices, or which (0,3).
         logger: A logger besides metrics.csv.
     """
-    from denseloss.compose import ParseError
-    from denseloss.data import DataError
-    from denseloss.train import InputError, InterruptedRunError, TrainSettings, is_first_process
+    from denseloss.train import TrainSettings, is_first_process
     from denseloss.train import train as run
 
     console = _console()
@@ -161,12 +159,8 @@ def train(
         devices=devices,
         logger=logger,
     )
-    try:
+    with _errors_told():
         result = run(settings, console=console)
-    except (DataError, InputError, ParseError) as error:
-        return _complain(str(error))
-    except InterruptedRunError as stop:
-        return _complain(str(stop), code=stop.exit_code)
     if is_first_process():
         _report(result, data, console)
     return 0
@@ -256,12 +250,9 @@ def compare(
     from denseloss.compare import CompareSettings
     from denseloss.compare import compare as run
     from denseloss.compare.settings import seconds
-    from denseloss.compose import ParseError
-    from denseloss.data import DataError
-    from denseloss.train import InputError, InterruptedRunError
 
     console = _console()
-    try:
+    with _errors_told():
         settings = CompareSettings(
             data=data,
             losses=loss,
@@ -298,10 +289,6 @@ def compare(
             accelerator=accelerator,
         )
         result = run(settings, console=console)
-    except (DataError, InputError, ParseError) as error:
-        return _complain(str(error))
-    except InterruptedRunError as stop:
-        return _complain(str(stop), code=stop.exit_code)
     _say_verdict(result, console)
     return 0
 
@@ -313,15 +300,10 @@ def report(runs: Path, /) -> int:
         runs: The folder that `denseloss compare` wrote.
     """
     from denseloss.compare import make_report
-    from denseloss.compose import ParseError
-    from denseloss.train import InputError
 
-    console = _console()
-    try:
+    with _errors_told():
         result = make_report(runs)
-    except (InputError, ParseError) as error:
-        return _complain(str(error))
-    _say_verdict(result, console)
+    _say_verdict(result, _console())
     return 0
 
 
@@ -578,6 +560,21 @@ def _complain(message: str, *, code: int = _BAD_INPUT) -> int:
     label = "error: " if code == _BAD_INPUT else ""
     print(f"denseloss: {label}{message}", file=sys.stderr)
     return code
+
+
+@contextlib.contextmanager
+def _errors_told() -> Iterator[None]:
+    """End the command with one line for what is the user's to mend, and for an interruption."""
+    from denseloss.compose import ParseError
+    from denseloss.data import DataError
+    from denseloss.train import InputError, InterruptedRunError
+
+    try:
+        yield
+    except (DataError, InputError, ParseError) as error:
+        raise SystemExit(_complain(str(error))) from None
+    except InterruptedRunError as stop:
+        raise SystemExit(_complain(str(stop), code=stop.exit_code)) from None
 
 
 def _classes(text: str | None) -> int | tuple[str, ...] | None:

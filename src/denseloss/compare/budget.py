@@ -1,7 +1,9 @@
 """A time for all trials becomes a number of steps: a plan in steps can be repeated."""
 
+import bisect
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 
 from denseloss.compare.worker import Times
 from denseloss.train import InputError
@@ -39,8 +41,6 @@ def steps_within(
     waves = max(1, math.ceil(trials / slots))
 
     def seconds(steps: int) -> float:
-        from dataclasses import replace
-
         every = with_validations(replace(settings, steps=steps), images=images).val_every
         validations = math.ceil(steps / (every or steps))
         return waves * (rest + steps * step + validations * validation)
@@ -51,13 +51,8 @@ def steps_within(
             f"{_words(seconds(_MIN_STEPS))} here, {slots} at a time; give more time, fewer "
             "--seeds or losses, or --lr 1"
         )
-    low, high = _MIN_STEPS, _MIN_STEPS
-    while seconds(high) <= budget and high < _MOST_STEPS:
-        low, high = high, 2 * high
-    while high - low > 1:
-        middle = (low + high) // 2
-        low, high = (middle, high) if seconds(middle) <= budget else (low, middle)
-    return low
+    longer = bisect.bisect_right(range(_MIN_STEPS, _MOST_STEPS), budget, key=seconds)
+    return _MIN_STEPS + longer - 1
 
 
 def _words(seconds: float) -> str:

@@ -2,7 +2,6 @@
 
 import math
 import time
-from collections.abc import Mapping
 from pathlib import Path
 
 from rich.console import Console, Group, RenderableType
@@ -94,7 +93,7 @@ class Display:
         return (open_trials * each + sum(running)) / max(1, self.slots)
 
     def _share(self, trial: Trial) -> float:
-        return min(1.0, TrialFolder(self.root, trial).step() / self.steps)
+        return min(1.0, TrialFolder(self.root, trial).latest().get("step", 0) / self.steps)
 
     def _table(self) -> RenderableType:
         losses = Table("loss", "learning rates", "seeds", "val Dice", box=None, pad_edge=False)
@@ -126,11 +125,7 @@ class Display:
         return rate, seeds, mean
 
     def _running_cells(self, trial: Trial, begun: float) -> tuple[RenderableType, ...]:
-        folder = TrialFolder(self.root, trial)
-        try:
-            row: Mapping[str, float] = folder.rows()[-1]
-        except (OSError, ValueError, KeyError, TypeError):
-            row = {}
+        row = TrialFolder(self.root, trial).latest()
         step, dice = int(row.get("step", 0)), row.get("mean_dice", math.nan)
         return (
             _shortened(trial.loss, 34),

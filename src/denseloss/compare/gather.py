@@ -1,11 +1,10 @@
 """From the folders of a comparison to its results; nothing is trained or predicted here."""
 
-import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 
@@ -41,8 +40,8 @@ from denseloss.compare.results import (
     Results,
     Threshold,
 )
-from denseloss.compare.settings import CompareSettings, learning_rates
-from denseloss.compare.showcase import Shown, shown
+from denseloss.compare.settings import CompareSettings
+from denseloss.compare.showcase import Shown, known_costs, shown
 from denseloss.compare.trials import Plan, Trial, TrialFolder, planned
 from denseloss.train import InputError
 from denseloss.train.criterion import TaskCriterion
@@ -121,15 +120,6 @@ class Found:
         )
 
 
-def settings_of(config: Mapping[str, Any]) -> CompareSettings:
-    """Return the settings that `compare.toml` holds."""
-    known = {**config["common"], **config["asked"]}
-    for name in ("losses", "classes"):
-        if isinstance(known.get(name), list):
-            known[name] = tuple(known[name])
-    return CompareSettings(**known)
-
-
 def find(folder: ComparisonFolder) -> Found:
     """Read all that the folders say.
 
@@ -140,15 +130,8 @@ def find(folder: ComparisonFolder) -> Found:
     if config is None:
         raise InputError(f"{folder.path}: holds no comparison")
     try:
-        settings = settings_of(config)
-        rates = learning_rates(cast(float, settings.base_lr), settings.lr)
-        plan = planned(
-            folder.path,
-            losses=settings.losses,
-            seeds=settings.seeds,
-            rates=rates,
-            lr_seeds=settings.lr_seeds,
-        )
+        settings = CompareSettings.from_plain({**config["common"], **config["asked"]})
+        plan = planned(folder.path, settings)
         reasons = config.get("reasons", {})
         losses = tuple(
             _comparand(folder, plan, loss, reasons.get(loss, "")) for loss in settings.losses
@@ -177,15 +160,15 @@ def find(folder: ComparisonFolder) -> Found:
 def _comparand(folder: ComparisonFolder, plan: Plan, loss: str, reason: str) -> Comparand:
     # While a search is open, what is best so far is shown.
     chosen = plan.best(loss)
-    own = [t for t in dict.fromkeys((*plan.search(loss), *plan.rest(loss))) if t.lr == chosen]
     evidence, failures = [], []
-    for trial in dict.fromkeys((*plan.search(loss), *plan.rest(loss))):
+    for trial in (*plan.search(loss), *plan.rest(loss)):
         files = TrialFolder(folder.path, trial)
         log = str(files.log_file.relative_to(folder.path))
-        failed = files.failure() if files.state() == "failed" else None
+        state = files.state()
+        failed = files.failure() if state == "failed" else None
         if failed is not None:
             failures.append(Failure(seed=trial.seed, lr=trial.lr, error=failed.error, log=log))
-        elif trial in own and files.state() == "finished":
+        elif trial.lr == chosen and state == "finished":
             try:
                 evidence.append(
                     Evidence(
@@ -246,7 +229,7 @@ def gather(found: Found) -> Results:
         for metric in metrics
         for pooling in poolings(metric.key)
     }
-    costs = _costs(found.folder)
+    costs = known_costs(found.folder)
     losses = tuple(
         _loss_results(found, comparand, comparisons, costs.get(comparand.loss))
         for comparand in found.losses
@@ -467,23 +450,6 @@ def _steps_to(rows: Sequence[Mapping[str, float]]) -> int | None:
     return next(int(row["step"]) for row in rows if row["mean_dice"] >= _NEARLY * last)
 
 
-def _costs(folder: ComparisonFolder) -> dict[str, Cost]:
-    try:
-        found = json.loads(folder.costs_file.read_text(encoding="utf-8"))
-        return {
-            loss: Cost(
-                milliseconds=float(cost["milliseconds"]),
-                mebibytes=float(cost["mebibytes"]),
-                shape=tuple(cost["shape"]),
-                device=str(cost["device"]),
-            )
-            for loss, cost in found.items()
-        }
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        # It is measured anew by the next `compare`; the report shows that it is missing.
-        return {}
-
-
 def _warnings(found: Found, losses: Sequence[LossResults]) -> Iterator[str]:
     held_out = int(found.config["data"]["test"])
     if held_out < _FEW_IMAGES:
@@ -538,7 +504,7 @@ def _late_gain(loss: LossResults) -> float:
 
 def _shared_settings(found: Found) -> dict[str, Any]:
     s = found.settings
-    tried = sorted(learning_rates(cast(float, s.base_lr), s.lr))
+    tried = sorted(s.rates)
     return {
         "steps of a trial": s.steps,
         "images per step": s.batch_size,

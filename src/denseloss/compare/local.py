@@ -15,6 +15,7 @@ from typing import IO, Any, Protocol
 from denseloss.compare.trials import Failed, Trial, TrialFolder
 from denseloss.compare.worker import Job, Times
 from denseloss.train import InputError
+from denseloss.train.settings import cores
 
 _STOP_SECONDS = 20.0
 # Not `-m`: the package imports the module, too, and Python would warn of that.
@@ -58,13 +59,6 @@ class Engine(Protocol):
 
     def probe(self, jobs: Sequence[Job]) -> list[Times]:
         """Time trials that run at the same time, as they will later."""
-
-
-def cores() -> int:
-    """Return how many cores this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
 
 
 @dataclass

@@ -1,7 +1,6 @@
 """What is measured of one trained network on held-out images, and the scores that come of it."""
 
 import math
-import os
 import pickle
 import tokenize
 import zipfile
@@ -22,10 +21,10 @@ from torch import Tensor
 from denseloss import compose
 from denseloss.compare.results import SIZES, Metric, Pooling
 from denseloss.data import VOID, Sample, SegmentationData, SegmentationDataset
-from denseloss.data.samples import Task
+from denseloss.data.samples import Task, evenly
 from denseloss.train.criterion import TaskCriterion
 from denseloss.train.errors import InputError
-from denseloss.train.folder import RunFolder
+from denseloss.train.folder import RunFolder, writing_whole
 from denseloss.train.models import Segmenter, build_model
 from denseloss.train.segmentation import SegmentationTask
 
@@ -356,16 +355,8 @@ def save_arrays(path: Path, arrays: Mapping[str, NDArray[Any]]) -> None:
         path: Of the file; what it held before is replaced.
         arrays: Of plain numbers or text.
     """
-    part = path.with_name(path.name + ".part")
-    try:
-        with part.open("wb") as file:
-            np.savez_compressed(file, allow_pickle=False, **arrays)
-            file.flush()
-            os.fsync(file.fileno())
-        part.replace(path)
-    except BaseException:
-        part.unlink(missing_ok=True)
-        raise
+    with writing_whole(path) as file:
+        np.savez_compressed(file, allow_pickle=False, **arrays)
 
 
 def load_arrays(path: Path) -> dict[str, NDArray[Any]]:
@@ -416,12 +407,6 @@ def _object_areas(mask: Classes, *, classes: int) -> list[int]:
         labels, _ = _components(mask == index)
         areas += np.bincount(labels.ravel())[1:].tolist()
     return areas
-
-
-def evenly(count: int, *, of: int) -> tuple[int, ...]:
-    """Return at most `count` places of `of`, evenly spaced from the first to the last."""
-    count = min(count, of)
-    return tuple(round(i * (of - 1) / max(1, count - 1)) for i in range(count))
 
 
 def measure(

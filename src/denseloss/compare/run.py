@@ -20,7 +20,6 @@ from typing import Any, cast
 
 import torch
 from rich.console import Console
-from rich.progress import track
 
 from denseloss import compose
 from denseloss.compare.budget import steps_within
@@ -37,15 +36,13 @@ from denseloss.compare.settings import (
     CompareSettings,
     check,
     default_out,
-    learning_rates,
-    with_losses,
 )
 from denseloss.compare.showcase import show_images, show_looks, time_losses
 from denseloss.compare.tables import write_tables
 from denseloss.compare.trials import Failed, Plan, Trial, TrialFolder, planned
 from denseloss.compare.worker import Job
-from denseloss.data import SegmentationData, open_data
-from denseloss.train import InputError, InterruptedRunError, TrainSettings
+from denseloss.data import SegmentationData
+from denseloss.train import InputError, InterruptedRunError, TrainSettings, opened
 from denseloss.train.criterion import TaskCriterion
 from denseloss.train.folder import to_toml
 from denseloss.train.settings import resolved, with_validations
@@ -115,18 +112,17 @@ def compare(settings: CompareSettings, *, console: Console | None = None) -> Com
         settings = replace(settings, data=_absolute(settings.data))
         data = _open(settings, console)
         proposed = _proposed(settings, data)
-        settings = with_losses(settings, [c.loss for c in proposed])
+        settings = replace(settings, losses=tuple(c.loss for c in proposed))
         limits = size_limits(data)
         engine = _engine(settings, folder)
         try:
             settings = _decided(settings, data, engine)
             settings = _with_steps(settings, before, data, engine, say)
-            rates = learning_rates(cast(float, settings.base_lr), settings.lr)
             folder.write_config(_config(settings, data, proposed, limits))
-            for line in _plan_lines(settings, proposed, rates, engine, data):
+            for line in _plan_lines(settings, proposed, engine, data):
                 say(line)
             say(f"out: {folder.path}")
-            plan = _planned(folder, settings, rates, say)
+            plan = _planned(folder, settings, say)
             _run(plan, engine, settings, folder, limits, console)
         finally:
             engine.stop()
@@ -174,22 +170,7 @@ def _speaker(console: Console) -> Callable[[str], None]:
 
 
 def _open(settings: CompareSettings, console: Console) -> SegmentationData:
-    def progress(items: Any) -> Any:
-        return track(items, "looking at the data", console=console, transient=True)
-
-    data = open_data(
-        settings.data,
-        task=settings.task,
-        classes=settings.classes,
-        ignore_index=settings.ignore_index,
-        seed=settings.split_seed,
-        val_share=settings.val_share,
-        test_share=settings.test_share,
-        progress=progress if console.is_terminal else None,
-    )
-    say = _speaker(console)
-    for line in data.describe():
-        say(line)
+    data = opened(settings.trial(loss=settings.losses[0]), console=console)
     if not data.test:
         raise InputError(
             f"{settings.data}: has no held-out images to compare on; give a --test-share above 0, "
@@ -314,13 +295,10 @@ def _with_steps(
             for first in range(0, len(jobs), engine.slots):
                 wave = itertools.islice(itertools.cycle(jobs), first, first + engine.slots)
                 times += engine.probe([*wave])
-        trials = len(settings.losses) * (
-            settings.lr * settings.lr_seeds + settings.seeds - settings.lr_seeds
-        )
         steps = steps_within(
             settings.budget - (time.monotonic() - started),
             times,
-            trials=trials,
+            trials=settings.trials,
             slots=engine.slots,
             settings=settings.trial(loss=settings.losses[0]),
             images=len(data.train),
@@ -377,7 +355,6 @@ def _digest(data: SegmentationData) -> str:
 def _plan_lines(
     settings: CompareSettings,
     proposed: Sequence[Candidate],
-    rates: Sequence[float],
     engine: Engine,
     data: SegmentationData,
 ) -> Iterator[str]:
@@ -388,7 +365,7 @@ def _plan_lines(
             compose.parse(candidate.loss), task=data.task, num_classes=data.num_classes
         )
         yield from (f"    {note}" for note in criterion.notes)
-    seeds = settings.lr_seeds
+    seeds, rates = settings.lr_seeds, settings.rates
     tried = ", ".join(f"{rate:g}" for rate in rates)
     of_rates = (
         f"learning rates {tried} on {'the first seed' if seeds == 1 else f'{seeds} seeds'}, the "
@@ -396,10 +373,9 @@ def _plan_lines(
         if len(rates) > 1
         else f"learning rate {tried}"
     )
-    each = len(rates) * seeds + settings.seeds - seeds
     yield (
         f"trials: {len(proposed)} losses, {settings.seeds} seeds, {of_rates}: "
-        f"{len(proposed) * each} trials of {settings.steps} steps"
+        f"{settings.trials} trials of {settings.steps} steps"
     )
     yield f"machine: {engine.name}"
 
@@ -407,12 +383,12 @@ def _plan_lines(
 def _planned(
     folder: ComparisonFolder,
     settings: CompareSettings,
-    rates: Sequence[float],
     say: Callable[[str], None],
 ) -> Plan:
     """Return what is left to do; broken folders are set aside, chance failures forgotten."""
     # All that could be in the plan: which learning rate is chosen depends on what is sound.
-    for loss, seed, lr in itertools.product(settings.losses, range(settings.seeds), rates):
+    every = itertools.product(settings.losses, range(settings.seeds), settings.rates)
+    for loss, seed, lr in every:
         files = TrialFolder(folder.path, Trial(loss=loss, seed=seed, lr=lr))
         problem = files.problem()
         if problem is not None:
@@ -420,13 +396,7 @@ def _planned(
         failure = files.failure()
         if failure is not None and (settings.retry or not failure.own):
             files.forget_failure()
-    return planned(
-        folder.path,
-        losses=settings.losses,
-        seeds=settings.seeds,
-        rates=rates,
-        lr_seeds=settings.lr_seeds,
-    )
+    return planned(folder.path, settings)
 
 
 def _job(

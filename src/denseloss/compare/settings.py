@@ -1,14 +1,14 @@
 """What the user asks of a comparison."""
 
 import re
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal, Self
 
 from denseloss.data.samples import Task
 from denseloss.train import InputError, TrainSettings
-from denseloss.train.settings import Precision, check_settings
+from denseloss.train.settings import Precision, check_settings, slug
 
 EngineName = Literal["local", "ray"]
 
@@ -78,6 +78,37 @@ class CompareSettings:
     jobs: int | None = None
     address: str | None = None
     retry: bool = False
+
+    @classmethod
+    def from_plain(cls, values: Mapping[str, Any]) -> Self:
+        """Return the settings that were written as JSON or TOML, which know no tuple and no path.
+
+        Raises:
+            TypeError: A value is of no setting.
+        """
+        known = dict(values)
+        for name in ("losses", "classes"):
+            if isinstance(known.get(name), list):
+                known[name] = tuple(known[name])
+        if known.get("out") is not None:
+            known["out"] = Path(known["out"])
+        return cls(**known)
+
+    @property
+    def rates(self) -> tuple[float, ...]:
+        """The learning rates that every loss tries.
+
+        Raises:
+            TypeError: `base_lr` is not decided yet.
+        """
+        if self.base_lr is None:
+            raise TypeError("base_lr is not decided")
+        return learning_rates(self.base_lr, self.lr)
+
+    @property
+    def trials(self) -> int:
+        """How many trials there are, if every loss has a learning rate that can be used."""
+        return len(self.losses) * (self.lr * self.lr_seeds + self.seeds - self.lr_seeds)
 
     def trial(self, *, loss: str, seed: int = 0, lr: float | None = None) -> TrainSettings:
         """Return the settings of the training run of a trial."""
@@ -177,13 +208,3 @@ def default_out(settings: CompareSettings) -> Path:
     synthetic = settings.data.startswith("synthetic:")
     name = settings.data.partition("?")[0] if synthetic else Path(settings.data).resolve().name
     return Path("runs") / f"compare-{slug(name)}"
-
-
-def slug(text: str) -> str:
-    """Return a text as a part of a file's name."""
-    return re.sub(r"[^A-Za-z0-9.]+", "-", text).strip("-.")
-
-
-def with_losses(settings: CompareSettings, losses: Sequence[str]) -> CompareSettings:
-    """Return the settings with other losses."""
-    return replace(settings, losses=tuple(losses))

@@ -8,7 +8,6 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -18,10 +17,12 @@ from PIL import Image
 from denseloss.compare import looks
 from denseloss.compare.cost import loss_cost
 from denseloss.compare.folder import ComparisonFolder
-from denseloss.compare.measure import evenly, load, restore
+from denseloss.compare.measure import load, restore
+from denseloss.compare.results import Cost
 from denseloss.compare.settings import CompareSettings
 from denseloss.compare.trials import Plan, TrialFolder
 from denseloss.data import SegmentationData
+from denseloss.data.samples import evenly
 from denseloss.train import InputError
 from denseloss.train.folder import write_whole
 
@@ -102,14 +103,14 @@ def time_losses(
     device = "cuda" if settings.accelerator in ("cuda", "gpu") else "cpu"
     if device == "cuda" and not torch.cuda.is_available():  # trained on a cluster
         device = "cpu"
-    known = _known(folder)
+    known = known_costs(folder)
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
         for loss in settings.losses:
-            if loss not in known or tuple(known[loss].get("shape", ())) != shape:
+            if loss not in known or known[loss].shape != shape:
                 try:
-                    cost = loss_cost(
+                    known[loss] = loss_cost(
                         loss,
                         task=data.task,
                         num_classes=data.num_classes,
@@ -121,20 +122,29 @@ def time_losses(
                     # A report without this number is better than none.
                     what = " ".join(str(error).split())[:200]
                     notes.append(f"note: the cost of {loss} could not be measured: {what}")
-                    continue
-                known[loss] = asdict(cost)
     finally:
         torch.set_num_threads(threads)
-    write_whole(folder.costs_file, json.dumps(known, indent=2, ensure_ascii=False) + "\n")
+    costs = {loss: asdict(cost) for loss, cost in known.items()}
+    write_whole(folder.costs_file, json.dumps(costs, indent=2, ensure_ascii=False) + "\n")
     return notes
 
 
-def _known(folder: ComparisonFolder) -> dict[str, dict[str, Any]]:
+def known_costs(folder: ComparisonFolder) -> dict[str, Cost]:
+    """Return what is known of each loss's cost; none where the file is missing or broken."""
     try:
         found = json.loads(folder.costs_file.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        return {
+            loss: Cost(
+                milliseconds=float(cost["milliseconds"]),
+                mebibytes=float(cost["mebibytes"]),
+                shape=tuple(cost["shape"]),
+                device=str(cost["device"]),
+            )
+            for loss, cost in found.items()
+        }
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        # It is measured anew by the next `compare`; the report shows that it is missing.
         return {}
-    return found if isinstance(found, dict) else {}
 
 
 def show_looks(folder: ComparisonFolder, plan: Plan, data: SegmentationData) -> list[str]:

@@ -274,7 +274,7 @@ def estimate(
     NaN. Where nothing varies it is a point.
 
     What simulation shows (tests/test_statistics.py): the 95 % interval of a difference holds the
-    truth in 94 to 99.9 % of cases, with 2 to 10 seeds and 3 to 67 images, normal, skewed and pooled
+    truth in 93 to 99.9 % of cases, with 2 to 10 seeds and 3 to 67 images, normal, skewed and pooled
     scores alike. Above 98 % are the cases in which most of the variance is interaction and those
     with 2 or 3 seeds: the price of never counting on the seeds' agreeing by luck. The limit is the
     score of a *single* loss on few images, if it has a long tail, such as some images at 0 among

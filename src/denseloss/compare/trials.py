@@ -5,13 +5,14 @@ import hashlib
 import json
 import math
 import tomllib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from denseloss.compare.settings import slug
+from denseloss.compare.settings import CompareSettings
 from denseloss.train.folder import RunFolder, write_whole
+from denseloss.train.settings import slug
 
 State = Literal["new", "finished", "failed"]
 
@@ -125,12 +126,12 @@ class TrialFolder:
             raise ValueError(f"{self.run.metrics_file}: has no rows of a run")
         return tuple(found)
 
-    def step(self) -> int:
-        """Return how many steps are validated so far, for the display; 0 if that is unclear."""
+    def latest(self) -> dict[str, float]:
+        """Return the latest row of `metrics.csv`, for the display; empty if that is unclear."""
         try:
-            return int(self.rows()[-1]["step"])
+            return self.rows()[-1]
         except (OSError, ValueError, TypeError, KeyError):
-            return 0
+            return {}
 
     def problem(self) -> str | None:
         """Say what is broken in the files of a begun or finished run, None if they are sound."""
@@ -289,18 +290,16 @@ class Plan:
         return sum(self.states.get(trial, "new") != "new" for trial in self.trials())
 
 
-def planned(
-    root: Path,
-    *,
-    losses: Sequence[str],
-    seeds: int,
-    rates: Sequence[float],
-    lr_seeds: int,
-) -> Plan:
+def planned(root: Path, settings: CompareSettings) -> Plan:
     """Return the plan with all that the folder has of it already."""
-    plan = Plan(losses=losses, seeds=seeds, rates=rates, lr_seeds=lr_seeds)
-    look(root, plan, [trial for loss in losses for trial in plan.search(loss)])
-    look(root, plan, [trial for loss in losses for trial in plan.rest(loss)])
+    plan = Plan(
+        losses=settings.losses,
+        seeds=settings.seeds,
+        rates=settings.rates,
+        lr_seeds=settings.lr_seeds,
+    )
+    look(root, plan, [trial for loss in plan.losses for trial in plan.search(loss)])
+    look(root, plan, [trial for loss in plan.losses for trial in plan.rest(loss)])
     return plan
 
 
@@ -317,8 +316,3 @@ def look(root: Path, plan: Plan, trials: Iterable[Trial]) -> None:
                 # A report is made without it; the next `compare` sets it aside.
                 state = "failed"
         plan.finish(trial, state, score)
-
-
-def folders(root: Path, trials: Iterable[Trial]) -> Mapping[Trial, TrialFolder]:
-    """Return the folder of each trial."""
-    return {trial: TrialFolder(root, trial) for trial in trials}

@@ -48,16 +48,11 @@ class Job:
     def from_json(cls, line: str) -> "Job":
         """Read a job."""
         found = json.loads(line)
-        settings = found["settings"]
-        for name in ("losses", "classes"):
-            if isinstance(settings[name], list):
-                settings[name] = tuple(settings[name])
-        settings["out"] = None if settings["out"] is None else Path(settings["out"])
         limits = found["size_limits"]
         return cls(
             root=Path(found["root"]),
             trial=Trial(**found["trial"]),
-            settings=CompareSettings(**settings),
+            settings=CompareSettings.from_plain(found["settings"]),
             size_limits=None if limits is None else (limits[0], limits[1]),
             keep=found["keep"],
         )
@@ -117,18 +112,9 @@ def _train(job: Job, folder: TrialFolder, console: Any) -> None:
 
 def _measure(job: Job, folder: TrialFolder) -> None:
     from denseloss.compare import measure
-    from denseloss.data import open_data
+    from denseloss.train import opened
 
-    asked = job.settings
-    data = open_data(
-        asked.data,
-        task=asked.task,
-        classes=asked.classes,
-        ignore_index=asked.ignore_index,
-        seed=asked.split_seed,
-        val_share=asked.val_share,
-        test_share=asked.test_share,
-    )
+    data = opened(job.settings.trial(loss=job.trial.loss))
     task = measure.restore(folder.path, data=data)
     for samples, path, keep in (
         (data.val, folder.validation_file, 0),
@@ -231,8 +217,9 @@ def main() -> int:
     """Run the job that comes on stdin."""
     # No library may start its pool of threads before this; torch reads it when it is imported.
     os.environ.setdefault("OMP_NUM_THREADS", "1")
-    line = sys.stdin.buffer.raw.readline() if hasattr(sys.stdin.buffer, "raw") else b""
-    job = Job.from_json(line.decode())
+    # Not a byte more than the line: the end of stdin is watched for after it.
+    with open(0, "rb", buffering=0, closefd=False) as stdin:
+        job = Job.from_json(stdin.readline().decode())
     from denseloss.train import InterruptedRunError
 
     _vanish_with_parent()
@@ -249,7 +236,3 @@ def main() -> int:
     except InterruptedRunError:
         return _INTERRUPTED
     return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -44,3 +44,9 @@ class Findings:
             raise DataError(message)
         self.problems.append(message)
         self.bad.update(files)
+
+
+def evenly(count: int, *, of: int) -> tuple[int, ...]:
+    """Return at most `count` places of `of`, evenly spaced from the first to the last."""
+    count = min(count, of)
+    return tuple(round(i * (of - 1) / max(1, count - 1)) for i in range(count))

@@ -1,7 +1,7 @@
 """Training: Lightning tasks, models, run folders."""
 
 from denseloss.train.errors import InputError, InterruptedRunError
-from denseloss.train.run import TrainResult, is_first_process, step_times, train
+from denseloss.train.run import TrainResult, is_first_process, opened, step_times, train
 from denseloss.train.settings import TrainSettings
 
 __all__ = [
@@ -10,6 +10,7 @@ __all__ = [
     "TrainResult",
     "TrainSettings",
     "is_first_process",
+    "opened",
     "step_times",
     "train",
 ]

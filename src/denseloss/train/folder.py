@@ -7,9 +7,10 @@ import math
 import os
 import time
 import tomllib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from denseloss.train.errors import InputError
 
@@ -114,10 +115,17 @@ def _shown(table: Table, key: str) -> str:
 
 def write_whole(path: Path, text: str) -> None:
     """Write a file such that it is seen with its old content or its new one, never half."""
+    with writing_whole(path) as file:
+        file.write(text.encode())
+
+
+@contextmanager
+def writing_whole(path: Path) -> Iterator[BinaryIO]:
+    """Yield a file that takes the place of `path` when it is complete, and otherwise never was."""
     part = path.with_name(path.name + ".part")
     try:
-        with part.open("w", encoding="utf-8") as file:
-            file.write(text)
+        with part.open("wb") as file:
+            yield file
             file.flush()
             os.fsync(file.fileno())
         part.replace(path)

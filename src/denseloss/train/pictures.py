@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from denseloss.data import VOID, SegmentationData, SegmentationDataset, denormalise
+from denseloss.data.samples import evenly
 from denseloss.train.segmentation import Scores, SegmentationTask
 
 Rgb = NDArray[np.uint8]
@@ -97,8 +98,8 @@ def draw_samples(task: SegmentationTask, data: SegmentationData, *, path: Path) 
         path: Where the picture goes.
     """
     items = SegmentationDataset(data, data.val, size=1, train=False)
-    count = min(_MAX_SAMPLES, len(items))
-    chosen = [round(i * (len(items) - 1) / max(1, count - 1)) for i in range(count)]
+    chosen = evenly(_MAX_SAMPLES, of=len(items))
+    count = len(chosen)
     figure = Figure(figsize=(12.4, 3.05 * count + 0.9), layout="constrained")
     axes = figure.subplots(count, 4, squeeze=False)
     task = task.eval()

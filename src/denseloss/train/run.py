@@ -93,7 +93,7 @@ def train(settings: TrainSettings, *, console: Console | None = None) -> TrainRe
     folder = RunFolder(settings.out or default_out(settings))
     # The other processes of a run start when the first has written the configuration.
     before = folder.unfinished() if first else folder.config()
-    data = _open(settings, console)
+    data = opened(settings, console=console)
     settings = resolved(settings, data)
     with _quiet_lightning(), _explained():
         task, loading = _prepared(settings, weighted_sum, data)
@@ -128,7 +128,7 @@ def step_times(settings: TrainSettings) -> tuple[float, float]:
         DataError: The data cannot be used.
     """
     check_settings(settings)
-    data = _open(settings, Console(quiet=True))
+    data = opened(settings)
     settings = resolved(settings, data)
     with _quiet_lightning(), _explained():
         task, loading = _prepared(settings, compose.parse(settings.loss), data)
@@ -165,7 +165,18 @@ def is_first_process() -> bool:
     return all(os.environ.get(name, "0") == "0" for name in ("RANK", "LOCAL_RANK", "NODE_RANK"))
 
 
-def _open(settings: TrainSettings, console: Console) -> SegmentationData:
+def opened(settings: TrainSettings, *, console: Console | None = None) -> SegmentationData:
+    """Open the data of a run, and say what was found.
+
+    Args:
+        settings: Of the run.
+        console: Where to say it; None says nothing.
+
+    Raises:
+        DataError: The data cannot be used.
+    """
+    console = console or Console(quiet=True)
+
     def progress(items: Iterable[Any]) -> Iterable[Any]:
         return track(items, "looking at the data", console=console, transient=True)
 

@@ -101,18 +101,26 @@ def check_settings(settings: TrainSettings) -> None:
 
 def default_out(settings: TrainSettings) -> Path:
     """Return the run folder of a run for which none was named."""
-
-    def slug(text: str) -> str:
-        return re.sub(r"[^A-Za-z0-9.]+", "-", text).strip("-.")
-
     name = settings.data.partition("?")[0] if "synthetic:" in settings.data else settings.data
     parts = (Path(name).resolve().name, settings.loss[:80], str(settings.seed))
     return Path("runs") / "-".join(slug(part) for part in parts)
 
 
+def slug(text: str) -> str:
+    """Return a text as a part of a file's name."""
+    return re.sub(r"[^A-Za-z0-9.]+", "-", text).strip("-.")
+
+
+def cores() -> int:
+    """Return how many cores this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
 def resolved(settings: TrainSettings, data: SegmentationData) -> TrainSettings:
     """Decide all that can be decided without a clock."""
-    cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    cpus = cores()
     accelerator = settings.accelerator
     if accelerator == "auto":
         accelerator = (

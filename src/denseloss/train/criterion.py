@@ -2,7 +2,8 @@
 
 import inspect
 from collections.abc import Sequence
-from typing import Any, Literal
+from dataclasses import dataclass
+from typing import Any, Literal, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -50,15 +51,17 @@ class TaskCriterion(nn.Module):
         self.task: Task = task
         self.num_outputs = 1 if task == "binary" else num_classes
         self.notes: tuple[str, ...] = ()
-        terms: dict[str, tuple[float, nn.Module]] = {}
+        fed: dict[Feed, dict[str, tuple[float, nn.Module]]] = {}
         for name, weight, loss in weighted_sum.named_terms():
             if not isinstance(loss, LossModule):
                 raise InputError(f"--loss: {name} is no loss of the catalogue; see `denseloss ls`")
-            terms[name] = (weight, self._adapted(name, loss))
-        self.names = tuple(terms)
-        self._independent = all(isinstance(loss, OnMasks) for _, loss in terms.values())
+            feed, taken = self._fed(name, loss)
+            fed.setdefault(feed, {})[name] = (weight, taken)
+        self.names = tuple(name for name, _, _ in weighted_sum.named_terms())
+        self._feeds = tuple(fed)
+        # Terms that are fed alike stay one sum, which may take one pass over the logits for all.
         # A network without heads gives one map, whose share is 1.
-        self.criterion = DeepSupervision(WeightedSum(**terms))
+        self.sums = nn.ModuleList(DeepSupervision(WeightedSum(**terms)) for terms in fed.values())
 
     @property
     def link(self) -> Literal["softmax", "sigmoid"]:
@@ -67,7 +70,8 @@ class TaskCriterion(nn.Module):
         `"sigmoid"` on a binary task, and on a multiclass task where every term takes independent
         channels; otherwise `"softmax"`.
         """
-        return "sigmoid" if self.task == "binary" or self._independent else "softmax"
+        independent = all(isinstance(feed, Masks) for feed in self._feeds)
+        return "sigmoid" if self.task == "binary" or independent else "softmax"
 
     def forward(self, outputs: Sequence[Tensor], classes: Tensor, *, image: Tensor) -> Tensor:
         """Return the weighted terms; their sum is the loss.
@@ -77,9 +81,14 @@ class TaskCriterion(nn.Module):
             classes: Class indices int[n h w], `VOID` where void.
             image: As the network got it, normalised.
         """
-        return torch.stack([*self.criterion.terms(outputs, classes, image=image).values()])
+        terms: dict[str, Tensor] = {}
+        for feed, weighted in zip(self._feeds, self.sums, strict=True):
+            assert isinstance(weighted, DeepSupervision)
+            maps, target, options = feed(outputs, classes, image)
+            terms |= weighted.terms(maps, target, **options)
+        return torch.stack([terms[name] for name in self.names])
 
-    def _adapted(self, name: str, loss: LossModule) -> nn.Module:
+    def _fed(self, name: str, loss: LossModule) -> tuple["Feed", LossModule]:
         needs = [kind.name for kind in kinds(type(loss).function).values()][:2]
         for need in needs:
             if need in _NEEDS:
@@ -90,87 +99,102 @@ class TaskCriterion(nn.Module):
         if getattr(loss, "reduction", "mean") == "none":
             raise InputError(f"--loss: {name} must give one number; leave out reduction='none'")
         if needs == ["Logits", "Image"]:
-            return OnImage(loss)
+            return Images(), loss
         if needs == ["Logits", "ClassMap"]:
-            return OnClasses(loss) if self.task == "multiclass" else self._binary(loss)
+            return (_classes(loss), loss) if self.task == "multiclass" else self._binary(loss)
         if needs in (["Logits", "Masks"], ["Scores", "Quality"]):
             if self.task == "multiclass":
                 self._note(
                     f"{self.num_outputs} exclusive classes: {_written(loss)} gets one mask "
                     "per class; the prediction is the class with the highest logit"
                 )
-            return OnMasks(loss)
+            return _masks(loss), loss
         raise InputError(
             f"--loss: {name} takes {' and '.join(needs)}, which a segmentation data set does not "
             "yield; see `denseloss ls`"
         )
 
-    def _binary(self, loss: LossModule) -> nn.Module:
+    def _binary(self, loss: LossModule) -> tuple["Feed", LossModule]:
         twin = _binary_form(loss)
         if isinstance(twin, LossModule):
             self._note(
                 f"binary task: {_written(loss)} is taken as {_written(twin)}"
                 f"{_other_defaults(loss, twin)}"
             )
-            return OnMasks(twin)
+            return _masks(twin), twin
         self._note(f"binary task: {_written(loss)} {twin}; it gets two classes, logits 0 and z")
-        return OnClasses(loss)
+        return _classes(loss), loss
 
     def _note(self, note: str) -> None:
         self.notes = (*self.notes, note)
 
 
-class OnClasses(nn.Module):
-    """A loss of exclusive classes, fed class maps; one channel becomes two classes."""
+class Feed(Protocol):
+    """What losses are called with, besides the logits of each map; equal feeds are shared."""
 
-    def __init__(self, loss: LossModule) -> None:
-        super().__init__()
-        self.loss = loss
-        # A class that the user ignores is void, too.
-        self.ignored: int | None = _given(loss).get("ignore_index")
+    def __call__(
+        self, outputs: Sequence[Tensor], classes: Tensor, image: Tensor
+    ) -> tuple[Sequence[Tensor], Tensor, dict[str, Any]]:
+        """Return the logits of each map, the target and the options."""
+        ...
 
-    def forward(self, logits: Tensor, classes: Tensor, *, image: Tensor) -> Tensor:
-        """Return the loss; void pixels are ignored."""
+    def __hash__(self) -> int: ...
+
+
+@dataclass(frozen=True)
+class Classes:
+    """Class maps, for losses of exclusive classes; one channel becomes two classes."""
+
+    ignored: int | None
+    """A class that the user ignores, which is void, too."""
+
+    def __call__(
+        self, outputs: Sequence[Tensor], classes: Tensor, image: Tensor
+    ) -> tuple[Sequence[Tensor], Tensor, dict[str, Any]]:
+        """Return the class maps; void pixels are ignored."""
         del image
         if self.ignored is not None:
             classes = classes.masked_fill(classes == self.ignored, VOID)
-        value: Tensor = self.loss(_as_classes(logits), classes, ignore_index=VOID)
-        return value
+        return _as_classes(outputs), classes, {"ignore_index": VOID}
 
 
-class OnMasks(nn.Module):
-    """A loss of independent channels, fed one mask per channel."""
+@dataclass(frozen=True)
+class Masks:
+    """One mask per channel, for losses of independent channels."""
 
-    def __init__(self, loss: LossModule) -> None:
-        super().__init__()
-        self.loss = loss
-        parameters = inspect.signature(type(loss).function).parameters
-        self.takes_void_value = "ignore_index" in parameters
+    void_value: bool
+    """Whether void is a value of the mask; otherwise its weight is 0."""
 
-    def forward(self, logits: Tensor, classes: Tensor, *, image: Tensor) -> Tensor:
-        """Return the loss; void pixels have weight 0."""
+    def __call__(
+        self, outputs: Sequence[Tensor], classes: Tensor, image: Tensor
+    ) -> tuple[Sequence[Tensor], Tensor, dict[str, Any]]:
+        """Return the masks; void pixels do not count."""
         del image
-        masks = as_masks(classes, channels=logits.shape[1])
-        if self.takes_void_value:
-            value: Tensor = self.loss(logits, masks, ignore_index=VOID)
-        else:
-            weight = (masks != VOID).to(logits.dtype)
-            value = self.loss(logits, masks * weight, weight=weight)
-        return value
+        masks = as_masks(classes, channels=outputs[0].shape[1])
+        if self.void_value:
+            return outputs, masks, {"ignore_index": VOID}
+        weight = (masks != VOID).float()
+        return outputs, masks * weight, {"weight": weight}
 
 
-class OnImage(nn.Module):
-    """A loss that looks at the image instead of labels; void pixels count like all others."""
+@dataclass(frozen=True)
+class Images:
+    """The image, for losses that look at it instead of labels; void pixels count like all."""
 
-    def __init__(self, loss: LossModule) -> None:
-        super().__init__()
-        self.loss = loss
-
-    def forward(self, logits: Tensor, classes: Tensor, *, image: Tensor) -> Tensor:
-        """Return the loss of the segments in the image, intensities 0 to 255."""
+    def __call__(
+        self, outputs: Sequence[Tensor], classes: Tensor, image: Tensor
+    ) -> tuple[Sequence[Tensor], Tensor, dict[str, Any]]:
+        """Return the image, intensities 0 to 255."""
         del classes
-        value: Tensor = self.loss(_as_classes(logits), denormalise(image).float())
-        return value
+        return _as_classes(outputs), denormalise(image).float(), {}
+
+
+def _classes(loss: LossModule) -> Classes:
+    return Classes(ignored=_given(loss).get("ignore_index"))
+
+
+def _masks(loss: LossModule) -> Masks:
+    return Masks(void_value="ignore_index" in inspect.signature(type(loss).function).parameters)
 
 
 def as_masks(classes: Tensor, *, channels: int) -> Tensor:
@@ -184,11 +208,11 @@ def as_masks(classes: Tensor, *, channels: int) -> Tensor:
     return masks.masked_fill(classes[:, None] == VOID, VOID)
 
 
-def _as_classes(logits: Tensor) -> Tensor:
+def _as_classes(outputs: Sequence[Tensor]) -> Sequence[Tensor]:
     """Return the logits; those of a single channel z as of two classes, 0 and z."""
-    if logits.shape[1] > 1:
-        return logits
-    return torch.cat([torch.zeros_like(logits), logits], dim=1)
+    if outputs[0].shape[1] > 1:
+        return outputs
+    return [torch.cat([torch.zeros_like(z), z], dim=1) for z in outputs]
 
 
 def _binary_form(module: LossModule) -> LossModule | str:

@@ -187,9 +187,18 @@ def test_a_comparison_is_run_resumed_extended_mended_and_reported_again(
     Image.new("L", (32, 32)).save(data / "masks" / "new.png")
     code, shown, complaint = run(words(data, out, seeds=3))
     assert code == 2
-    assert "images was" in complaint or "train was" in complaint
+    assert "now it is" in complaint
     for name in ("images", "masks"):
         (data / name / "new.png").unlink()
+    mask = data / "masks" / "scene03.png"
+    labels = mask.read_bytes()
+    with Image.open(mask) as image:
+        size = image.size
+    Image.new("L", size).save(mask)
+    code, shown, complaint = run(words(data, out, seeds=3))
+    assert code == 2
+    assert "images or masks were added, removed, renamed or changed since it began" in complaint
+    mask.write_bytes(labels)
     code, shown, complaint = run(words(data, out, "--weight-decay", "0"))
     assert code == 2
     assert "weight_decay was 0.0001, now it is 0.0" in complaint

@@ -375,6 +375,15 @@ def test_a_picture_keeps_to_its_bytes_and_a_page_to_its_size(
     assert shown >= 1
     assert shown + int(left_out[1]) == 12
 
+    # Without room for any picture, too, the page says what is missing.
+    results = dataclasses.replace(results, looks=plain.looks)
+    bare = dataclasses.replace(results, cases=(), looks=())
+    monkeypatch.setattr(page, "MOST_BYTES", len(page.html_page(bare).encode()) + 3000)
+    html = page.html_page(results)
+    counts = re.findall(r"(\d+) more would make the page larger than 3 MB", html)
+    assert [int(count) for count in counts] == [12, len(plain.looks)]
+    assert '<section id="looks"' in html
+
 
 def test_a_comparison_without_any_finished_trial_has_a_report(tmp_path: Path) -> None:
     results = example.multiclass_results()

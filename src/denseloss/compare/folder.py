@@ -11,7 +11,7 @@ from filelock import FileLock, Timeout
 from denseloss.train import InputError
 from denseloss.train.folder import difference, to_toml, write_whole
 
-_DATA = ("task", "class_names", "train", "val", "test", "split", "images")
+_DATA = ("task", "class_names", "train", "val", "test", "split")
 
 
 class ComparisonFolder:
@@ -68,6 +68,8 @@ class ComparisonFolder:
         before = self.config()
         if before is not None:
             changed = difference(_binding(before), _binding(config))
+            if changed is None and before.get("data", {}).get("files") != config["data"]["files"]:
+                changed = "images or masks were added, removed, renamed or changed since it began"
             if changed is not None:
                 raise InputError(
                     f"{self.path}: holds a comparison of something else: {changed}; set it back "

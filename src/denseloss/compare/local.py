@@ -136,22 +136,29 @@ class LocalEngine:
             InputError: One cannot be run.
         """
         started = time.monotonic()
-        processes = [self._launch(job, slot, "--probe") for slot, job in enumerate(jobs)]
+        processes: list[subprocess.Popen[bytes]] = []
         found = []
-        for job, process in zip(jobs, processes, strict=True):
-            answer = _end(process.stdout).read()
-            code = process.wait()
-            seconds = time.monotonic() - started
-            _close(process)
-            said = _json(answer)
-            if "step" not in said:
-                raise InputError(
-                    f"--budget: a trial of {job.trial.loss} could not be timed: "
-                    f"{said.get('error') or _ended(code, job)}"
-                )
-            # What passed before the trial's clock ran: importing torch and its friends.
-            start = max(0.0, seconds - said.pop("seconds"))
-            found.append(Times(**{**said, "rest": said["rest"] + start}))
+        try:
+            for slot, job in enumerate(jobs):
+                processes.append(self._launch(job, slot, "--probe"))
+            for job, process in zip(jobs, processes, strict=True):
+                answer = _end(process.stdout).read()
+                code = process.wait()
+                seconds = time.monotonic() - started
+                said = _json(answer)
+                if "step" not in said:
+                    raise InputError(
+                        f"--budget: a trial of {job.trial.loss} could not be timed: "
+                        f"{said.get('error') or _ended(code, job)}"
+                    )
+                # What passed before the trial's clock ran: importing torch and its friends.
+                start = max(0.0, seconds - said.pop("seconds"))
+                found.append(Times(**{**said, "rest": said["rest"] + start}))
+        finally:
+            for process in processes:
+                process.kill()
+                process.wait()
+                _close(process)
         return found
 
     def _launch(self, job: Job, slot: int, *options: str) -> subprocess.Popen[bytes]:

@@ -154,7 +154,10 @@ def probe(job: Job) -> Times:
 
     from denseloss.train import InputError, step_times
 
-    with tempfile.TemporaryDirectory(prefix="denseloss-") as folder:
+    # Inside the folder of whoever asks, who removes it even if this process is killed; another
+    # machine may not see it.
+    inside = job.root if job.root.is_dir() else None
+    with tempfile.TemporaryDirectory(prefix="denseloss-", dir=inside) as folder:
         settings = replace(job.settings, steps=1, epochs=None, val_every=1)
         started = time.monotonic()
         failed = run_trial(replace(job, root=Path(folder), settings=settings))

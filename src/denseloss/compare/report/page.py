@@ -101,13 +101,17 @@ def html_page(results: Results) -> str:
     """
     cases, looks = _cases(results), _looks(results)
     context = _context(results)
-    left_out = 0
+    every_case, every_look = len(cases), len(looks)
     while True:
-        text = _render(context, cases, looks, left_out)
+        left_out = {
+            "cases_left_out": every_case - len(cases),
+            "looks_left_out": every_look - len(looks),
+        }
+        text = _render({**context, **left_out}, cases, looks)
         if len(text.encode()) < MOST_BYTES:
             return text
         if cases:
-            cases, left_out = cases[:-1], left_out + 1
+            cases = cases[:-1]
         elif looks:
             looks = looks[:-1]
         else:
@@ -116,12 +120,10 @@ def html_page(results: Results) -> str:
             )
 
 
-def _render(
-    context: dict[str, Any], cases: Sequence[Gallery], looks: Sequence[Gallery], left_out: int
-) -> str:
+def _render(context: dict[str, Any], cases: Sequence[Gallery], looks: Sequence[Gallery]) -> str:
     def render(uri: Callable[[Picture], str]) -> str:
         template = _environment().get_template("page.html.jinja")
-        text = template.render(**context, cases=cases, looks=looks, left_out=left_out, uri=uri)
+        text = template.render(**context, cases=cases, looks=looks, uri=uri)
         return "\n".join(line for line in text.splitlines() if line.strip()) + "\n"
 
     everything = [p for gallery in (*cases, *looks) for _, row in gallery.rows for p in row]

@@ -570,6 +570,7 @@ def test_gpus_are_shared_out_one_per_trial(tmp_path: Path, monkeypatch: pytest.M
     assert not engine.free()
     for running in engine._running:
         running.process.stdin.close()
+        running.listener.join()
         running.process.stdout.close()
 
 

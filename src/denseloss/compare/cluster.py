@@ -2,9 +2,11 @@
 
 import io
 import logging
+import os
 import signal
 import tarfile
 import tempfile
+import threading
 import time
 import uuid
 from collections.abc import Callable, Sequence
@@ -68,16 +70,19 @@ class RayEngine:
             handler = signal.getsignal(signal.SIGTERM)
             try:
                 ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
-                signal.signal(signal.SIGTERM, handler)
             except (ConnectionError, RuntimeError, ValueError, TimeoutError) as error:
                 raise InputError(
                     f"--address {address}: no Ray cluster answers there "
                     f"({' '.join(str(error).split())[:200]})"
                 ) from None
+            if threading.current_thread() is threading.main_thread():
+                signal.signal(signal.SIGTERM, handler)
         self._jobs = jobs
         self._gpus = accelerator in ("cuda", "gpu") or (
             accelerator == "auto" and self._ray.cluster_resources().get("GPU", 0) > 0
         )
+        if self._gpus and self._own and not (address or os.environ.get("RAY_ADDRESS")):
+            self._want_gpu(accelerator)
         self._running: dict[Any, Job] = {}
         self._root = root
         self._mark = ""
@@ -90,13 +95,27 @@ class RayEngine:
         return (
             f"a Ray cluster of {machines} machine{'s' * (machines != 1)}, {self.slots} "
             f"trial{'s' * (self.slots != 1)} at a time, a {what} each"
+            f"{'' if self._there else f'; there is no {what} yet, and trials wait for one'}"
         )
 
     @property
     def slots(self) -> int:
-        """How many trials it runs at a time; a cluster may grow."""
-        there = int(self._ray.cluster_resources().get("GPU" if self._gpus else "CPU", 0))
-        return self._jobs or max(1, there)
+        """How many trials it runs at a time now; a cluster may grow."""
+        there = max(1, self._there)
+        return min(self._jobs, there) if self._jobs else there
+
+    @property
+    def _there(self) -> int:
+        return int(self._ray.cluster_resources().get("GPU" if self._gpus else "CPU", 0))
+
+    def _want_gpu(self, accelerator: str) -> None:
+        """Refuse to wait for a GPU that this machine will never have."""
+        if not self._there:
+            self._ray.shutdown()
+            raise InputError(
+                f"--accelerator {accelerator}: Ray, started on this machine, finds no GPU; give "
+                "the --address of a cluster that has some"
+            )
 
     @property
     def gpus(self) -> bool:
@@ -105,7 +124,7 @@ class RayEngine:
 
     def free(self) -> bool:
         """Whether it takes another trial; one waits in line, which makes a cluster grow."""
-        return len(self._running) < self.slots + (self._jobs is None)
+        return len(self._running) < (self._jobs or self.slots + 1)
 
     def start(self, job: Job) -> None:
         """Hand a trial to the cluster."""
@@ -179,8 +198,10 @@ def _train_there(line: str, mark: str) -> Answer:
             with logged(TrialFolder(there.root, job.trial).log_file):
                 failed = run_trial(there)
             return Answer(failed, _packed(there.root, job.trial))
-    except InterruptedRunError as stop:
-        return Answer(Failed(error=str(stop), own=False), b"")
+    except InterruptedRunError:
+        # This machine is taken away. To Ray that is a crash, and the trial goes on elsewhere.
+        os.kill(os.getpid(), signal.SIGKILL)
+        raise
 
 
 def _time_there(line: str) -> dict[str, float]:
@@ -215,7 +236,9 @@ def _unpack(packed: bytes, folder: TrialFolder) -> None:
         tempfile.TemporaryDirectory(dir=parent, prefix=".arriving-") as place,
         tarfile.open(fileobj=io.BytesIO(packed)) as tar,
     ):
-        tar.extractall(place, filter="data")
+        # Python 3.11 has it since 3.11.4.
+        tar.extraction_filter = getattr(tarfile, "data_filter", None)
+        tar.extractall(place)
         folder.log_file.parent.mkdir(parents=True, exist_ok=True)
         (Path(place) / "log").replace(folder.log_file)
         if (Path(place) / "trial").exists():

@@ -3,9 +3,10 @@
 import contextlib
 import json
 import os
-import selectors
+import queue
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -61,11 +62,22 @@ class Engine(Protocol):
         """Time trials that run at the same time, as they will later."""
 
 
-@dataclass
 class _Running:
-    job: Job
-    process: subprocess.Popen[bytes]
-    slot: int
+    """A trial, and who listens to it: Windows cannot wait for several pipes at once."""
+
+    def __init__(
+        self,
+        job: Job,
+        process: subprocess.Popen[bytes],
+        slot: int,
+        answers: "queue.Queue[tuple[_Running, bytes]]",
+    ) -> None:
+        self.job, self.process, self.slot = job, process, slot
+
+        def listen() -> None:
+            answers.put((self, _end(process.stdout).read()))
+
+        self.listener = threading.Thread(target=listen, daemon=True)
 
 
 class LocalEngine:
@@ -74,13 +86,15 @@ class LocalEngine:
     Args:
         jobs: How many at a time; None for one per GPU, or one per core where there is none.
         gpus: The GPUs to share out, one per trial, as `CUDA_VISIBLE_DEVICES` names them.
+        alone: Whether a trial takes the one accelerator of the machine, so that None is one.
     """
 
-    def __init__(self, *, jobs: int | None, gpus: Sequence[str]) -> None:
+    def __init__(self, *, jobs: int | None, gpus: Sequence[str], alone: bool = False) -> None:
         self._gpus = tuple(gpus)
-        self._slots = jobs or len(self._gpus) or cores()
+        self._alone = alone
+        self._slots = jobs or len(self._gpus) or (1 if alone else cores())
         self._running: list[_Running] = []
-        self._selector = selectors.DefaultSelector()
+        self._answers: queue.Queue[tuple[_Running, bytes]] = queue.Queue()
 
     @property
     def name(self) -> str:
@@ -88,7 +102,7 @@ class LocalEngine:
         at_once = f"{self._slots} process{'es' * (self._slots > 1)} at a time"
         if self._gpus:
             return f"this machine, {at_once} on {len(self._gpus)} GPU{'s' * (len(self._gpus) > 1)}"
-        return f"this machine, {at_once}, one thread each"
+        return f"this machine, {at_once}{', on its GPU' if self._alone else ', one thread each'}"
 
     @property
     def slots(self) -> int:
@@ -108,13 +122,19 @@ class LocalEngine:
         """Begin a trial in a process of its own."""
         taken = {running.slot for running in self._running}
         slot = next(i for i in range(self._slots) if i not in taken)
-        running = _Running(job, self._launch(job, slot), slot)
+        running = _Running(job, self._launch(job, slot), slot, self._answers)
         self._running.append(running)
-        self._selector.register(_end(running.process.stdout), selectors.EVENT_READ, running)
+        running.listener.start()
 
     def wait(self, seconds: float) -> list[Outcome]:
         """Return the trials that ended, after at most so long."""
-        return [self._outcome(key.data) for key, _ in self._selector.select(seconds)]
+        try:
+            ended = [self._answers.get(timeout=seconds)]
+            while not self._answers.empty():
+                ended.append(self._answers.get())
+        except queue.Empty:
+            return []
+        return [self._outcome(running, answer) for running, answer in ended]
 
     def stop(self) -> None:
         """Ask all trials to end at their last checkpoint, then make them."""
@@ -163,8 +183,8 @@ class LocalEngine:
 
     def _launch(self, job: Job, slot: int, *options: str) -> subprocess.Popen[bytes]:
         environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-        if self._gpus:
-            environment["CUDA_VISIBLE_DEVICES"] = self._gpus[slot % len(self._gpus)]
+        gpu = self._gpus[slot % len(self._gpus)] if self._gpus else ""
+        environment["CUDA_VISIBLE_DEVICES"] = gpu
         log = TrialFolder(job.root, job.trial).log_file
         log.parent.mkdir(parents=True, exist_ok=True)
         with log.open("a") as stderr:
@@ -183,9 +203,8 @@ class LocalEngine:
             stdin.flush()
         return process
 
-    def _outcome(self, running: _Running) -> Outcome:
-        # The pipe is at its end, or holds the answer; either way the process is about to end.
-        answer = _end(running.process.stdout).read()
+    def _outcome(self, running: _Running, answer: bytes) -> Outcome:
+        # The pipe is at its end: the process is about to end, too.
         code = running.process.wait()
         self._forget(running)
         said = _json(answer)
@@ -197,7 +216,7 @@ class LocalEngine:
         return Outcome(trial=running.job.trial, failed=failed)
 
     def _forget(self, running: _Running) -> None:
-        self._selector.unregister(_end(running.process.stdout))
+        running.listener.join()
         self._running.remove(running)
         _close(running.process)
 
@@ -244,5 +263,8 @@ def visible_gpus(accelerator: str) -> list[str]:
     named = os.environ.get("CUDA_VISIBLE_DEVICES")
     count = torch.cuda.device_count() if torch.cuda.is_available() else 0
     if named:
-        return named.split(",")[:count]
+        names = named.split(",")
+        # Of the slices of GPUs (MIG) a process sees one, and several processes see one each.
+        sliced = all(name.strip().startswith("MIG-") for name in names)
+        return names if sliced else names[:count]
     return [str(i) for i in range(count)]

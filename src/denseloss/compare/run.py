@@ -44,7 +44,7 @@ from denseloss.data import SegmentationData
 from denseloss.train import InputError, InterruptedRunError, TrainSettings, opened
 from denseloss.train.criterion import TaskCriterion
 from denseloss.train.folder import to_toml
-from denseloss.train.settings import resolved, with_validations
+from denseloss.train.settings import accelerator_here, resolved, with_validations
 
 _AUTO = "auto"
 _TICK_SECONDS = 0.2
@@ -113,9 +113,10 @@ def compare(settings: CompareSettings, *, console: Console | None = None) -> Com
         proposed = _proposed(settings, data)
         settings = replace(settings, losses=tuple(c.loss for c in proposed))
         limits = size_limits(data)
+        settings = _kept(settings, before)
         engine = _engine(settings, folder)
         try:
-            settings = _decided(settings, data, engine)
+            settings = _decided(settings, before, data, engine)
             settings = _with_steps(settings, before, data, engine, say)
             folder.write_config(_config(settings, data, proposed, limits))
             for line in _plan_lines(settings, proposed, engine, data):
@@ -158,7 +159,12 @@ def _reported(folder: ComparisonFolder) -> CompareResult:
 
 def _absolute(data: str) -> str:
     """Return the data's path as every process sees it, in whichever folder it runs."""
-    return data if data.startswith("synthetic:") else str(Path(data).expanduser().resolve())
+    return data if data.startswith("synthetic:") else str(_absolute_path(Path(data)))
+
+
+def _absolute_path(path: Path) -> Path:
+    """Return an absolute path, links as they are: other machines may not have what they lead to."""
+    return path.expanduser().absolute()
 
 
 def _speaker(console: Console) -> Callable[[str], None]:
@@ -219,32 +225,42 @@ def _try(criterion: TaskCriterion, candidate: Candidate) -> None:
         raise InputError(f"--loss {candidate.loss}: cannot be computed: {what}") from None
 
 
-def _decided(settings: CompareSettings, data: SegmentationData, engine: Engine) -> CompareSettings:
+def _kept(settings: CompareSettings, before: dict[str, Any] | None) -> CompareSettings:
+    """Keep the accelerator that was decided: the machines of a cluster come and go."""
+    if before is None or settings.engine != "ray" or settings.accelerator != "auto":
+        return settings
+    return replace(settings, accelerator=before.get("common", {}).get("accelerator", "auto"))
+
+
+def _decided(
+    settings: CompareSettings,
+    before: dict[str, Any] | None,
+    data: SegmentationData,
+    engine: Engine,
+) -> CompareSettings:
     """Decide all that the trials must have in common, so that a plan can be repeated."""
     trial = settings.trial(loss="dice")
+    kept = (before or {}).get("common", {})
     if settings.engine == "ray":
         # A cluster's machines may have the accelerators that this one lacks.
+        here = _resolved_anywhere(trial, data)
         accelerator = settings.accelerator
         if accelerator == "auto":
             accelerator = "cuda" if engine.gpus else "cpu"
-        here = _resolved_anywhere(trial, data)
+        precision = here.precision if accelerator == "cpu" else "bf16-mixed"
+    else:
+        here = resolved(trial, data)
+        accelerator, precision = here.accelerator, here.precision
+    if settings.precision != "auto":
         precision = settings.precision
-        if precision == "auto":
-            precision = here.precision if accelerator == "cpu" else "bf16-mixed"
-        return replace(
-            settings,
-            size=here.size,
-            base_lr=here.lr,
-            accelerator=accelerator,
-            precision=precision,
-        )
-    here = resolved(trial, data)
+    elif kept.get("accelerator") == accelerator:
+        precision = kept.get("precision", precision)
     return replace(
         settings,
         size=here.size,
         base_lr=here.lr,
-        accelerator=here.accelerator,
-        precision=here.precision,
+        accelerator=accelerator,
+        precision=precision,
     )
 
 
@@ -263,7 +279,12 @@ def _engine(settings: CompareSettings, folder: ComparisonFolder) -> Engine:
             jobs=settings.jobs,
             accelerator=settings.accelerator,
         )
-    return LocalEngine(jobs=settings.jobs, gpus=visible_gpus(settings.accelerator))
+    return LocalEngine(
+        jobs=settings.jobs,
+        gpus=visible_gpus(settings.accelerator),
+        # A Mac has one GPU, which several trials would only share.
+        alone=accelerator_here(settings.accelerator) == "mps",
+    )
 
 
 def _with_steps(
@@ -415,7 +436,7 @@ def _job(
     limits: tuple[float, float] | None,
 ) -> Job:
     return Job(
-        root=folder.path.resolve(),
+        root=_absolute_path(folder.path),
         trial=trial,
         settings=settings,
         size_limits=limits,
@@ -492,9 +513,13 @@ def _after(
 @contextmanager
 def _stoppable(folder: ComparisonFolder) -> Iterator[None]:
     """Turn Ctrl-C and SIGTERM into one error that says how to go on."""
+    terminated = False
 
     def stop(_: int, __: FrameType | None) -> None:
-        raise _Terminated
+        nonlocal terminated
+        terminated = True
+        # Ray's own code lets no other exception through.
+        raise KeyboardInterrupt
 
     try:
         before = signal.signal(signal.SIGTERM, stop)
@@ -503,10 +528,10 @@ def _stoppable(folder: ComparisonFolder) -> Iterator[None]:
         return
     try:
         yield
-    except (KeyboardInterrupt, _Terminated) as stopped:
+    except KeyboardInterrupt:
         raise InterruptedRunError(
             f"stopped; the same command goes on with what is missing in {folder.path}",
-            exit_code=143 if isinstance(stopped, _Terminated) else 130,
+            exit_code=143 if terminated else 130,
         ) from None
     finally:
         signal.signal(signal.SIGTERM, before)
@@ -523,7 +548,3 @@ def _writable(folder: ComparisonFolder) -> Iterator[None]:
             f"{f' ({error.filename})' if error.filename else ''}; the trials that are finished are "
             "safe: mend this and give the same command again"
         ) from error
-
-
-class _Terminated(BaseException):
-    """SIGTERM came."""

@@ -67,12 +67,12 @@ def run_trial(job: Job) -> Failed | None:
         InterruptedRunError: It was stopped from outside.
     """
     # They take seconds; whoever only plans trials does not need them.
-    import torch
     from rich.console import Console
 
     from denseloss.compose import ParseError
     from denseloss.data import DataError
     from denseloss.train import InputError, InterruptedRunError
+    from denseloss.train.errors import DivergedError
 
     folder = TrialFolder(job.root, job.trial)
     try:
@@ -84,10 +84,9 @@ def run_trial(job: Job) -> Failed | None:
     except InterruptedRunError:
         raise
     except (DataError, ParseError, InputError) as error:
-        # A folder that cannot be written, or a GPU that is full, is no fault of the trial.
-        chance = (OSError, MemoryError, torch.OutOfMemoryError)
-        own = not isinstance(error.__cause__ or error.__context__, chance)
-        return Failed(error=str(error), own=own)
+        # What the loss, the settings and the data allow was looked at before anything ran: data
+        # or a GPU that is not there now, or is full, is the fault of this machine.
+        return Failed(error=str(error), own=isinstance(error, DivergedError))
     except MemoryError:
         return Failed(error="the memory is full; run fewer --jobs at a time", own=False)
     except Exception as error:

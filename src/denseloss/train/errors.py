@@ -5,6 +5,10 @@ class InputError(ValueError):
     """Something the user gave cannot be used; the message is one line and says what to do."""
 
 
+class DivergedError(InputError):
+    """The loss left the finite numbers: it would again, on every machine."""
+
+
 class InterruptedRunError(Exception):
     """Training was stopped from outside (Ctrl-C, SIGTERM); the message says how to go on."""
 

@@ -18,6 +18,7 @@ from typing import Any, Literal
 
 import lightning as L
 import torch
+from lightning.fabric.plugins.environments.lightning import LightningEnvironment
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import Callback, EarlyStopping, ModelCheckpoint
 from lightning.pytorch.loggers import Logger
@@ -153,6 +154,8 @@ def _prepared(
         batch_size=settings.batch_size,
         seed=settings.seed,
         workers=settings.workers or 0,
+        # On the CPU it would open a context on a GPU that nobody asked for.
+        pin_memory=settings.accelerator in ("cuda", "gpu"),
     )
     task = SegmentationTask(
         model, criterion, task=data.task, class_names=data.class_names, seed=settings.seed
@@ -264,11 +267,14 @@ def _start(folder: RunFolder, before: dict[str, Any] | None, config: dict[str, A
 
 
 def _trainer_options(settings: TrainSettings) -> dict[str, Any]:
+    several = world_size(settings) > 1
     return {
+        # One process is one process: in a job of Slurm, Lightning would expect one per task.
+        "plugins": [] if several else [LightningEnvironment()],
         "accelerator": settings.accelerator,
         "devices": settings.devices if "," in settings.devices else int(settings.devices),
         # "auto" would take something slower than DDP in a notebook.
-        "strategy": "ddp" if world_size(settings) > 1 else "auto",
+        "strategy": "ddp" if several else "auto",
         "precision": settings.precision,
         "num_sanity_val_steps": 0,
         "enable_progress_bar": False,

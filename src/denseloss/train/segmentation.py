@@ -17,7 +17,7 @@ from torchmetrics.classification import MulticlassConfusionMatrix
 from denseloss.data import VOID, Sample, SegmentationData, SegmentationDataset
 from denseloss.data.samples import Task
 from denseloss.train.criterion import TaskCriterion
-from denseloss.train.errors import InputError
+from denseloss.train.errors import DivergedError
 from denseloss.train.models import Segmenter
 
 Key = tuple[int, int]
@@ -182,7 +182,8 @@ class Shard(Dataset[dict[str, Any]]):
     def __getitem__(self, place: int) -> dict[str, Any]:
         index = place * self.world + self.rank
         item: dict[str, Any] = dict(self.items[index % len(self.items)])
-        item["counts"] = float(index < len(self.items))
+        # Of a Python number the batch would be float64, which Apple's GPUs do not have.
+        item["counts"] = torch.tensor(float(index < len(self.items)), dtype=torch.float32)
         if index >= len(self.items):
             item["mask"] = torch.full_like(item["mask"], VOID)
         return item
@@ -197,6 +198,7 @@ class Loading:
     batch_size: int
     seed: int
     workers: int
+    pin_memory: bool = False
 
 
 class SegmentationBatches(L.LightningDataModule):
@@ -268,7 +270,7 @@ def _loader(
         items,
         num_workers=loading.workers,
         persistent_workers=loading.workers > 0,
-        pin_memory=torch.cuda.is_available(),
+        pin_memory=loading.pin_memory,
         # Without its own, every pass would draw from the generator that dropout draws from.
         generator=torch.Generator().manual_seed(loading.seed),
         **options,
@@ -420,7 +422,7 @@ class SegmentationTask(L.LightningModule):
             for name, value in zip(self.criterion.names, terms, strict=True)
             if not math.isfinite(value)
         ]
-        raise InputError(
+        raise DivergedError(
             f"training stopped at step {self._first_step + index}: the loss term "
             f"{', '.join(bad)}. Likely causes: a learning rate that is too high (it was "
             f"{self.schedule.lr:g}: try --lr {self.schedule.lr / 10:g}), or labels beyond "

@@ -118,18 +118,19 @@ def cores() -> int:
     return os.cpu_count() or 1
 
 
+def accelerator_here(asked: str) -> str:
+    """Return the accelerator that is asked for; `"auto"` is the best there is."""
+    if asked != "auto":
+        return asked
+    if torch.cuda.is_available():
+        return "cuda"
+    return "mps" if torch.backends.mps.is_available() else "cpu"
+
+
 def resolved(settings: TrainSettings, data: SegmentationData) -> TrainSettings:
     """Decide all that can be decided without a clock."""
     cpus = cores()
-    accelerator = settings.accelerator
-    if accelerator == "auto":
-        accelerator = (
-            "cuda"
-            if torch.cuda.is_available()
-            else "mps"
-            if torch.backends.mps.is_available()
-            else "cpu"
-        )
+    accelerator = accelerator_here(settings.accelerator)
     if (accelerator == "cuda" and not torch.cuda.is_available()) or (
         accelerator == "mps" and not torch.backends.mps.is_available()
     ):

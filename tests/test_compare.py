@@ -2,6 +2,7 @@
 
 import csv
 import json
+import logging
 import math
 import os
 import shutil
@@ -12,6 +13,7 @@ import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -24,9 +26,9 @@ from denseloss.compare.budget import steps_within
 from denseloss.compare.display import duration
 from denseloss.compare.folder import ComparisonFolder
 from denseloss.compare.gather import _effect, _steps_to
-from denseloss.compare.local import LocalEngine
+from denseloss.compare.local import LocalEngine, visible_gpus
 from denseloss.compare.measure import METRICS, load
-from denseloss.compare.run import _settle
+from denseloss.compare.run import _absolute, _decided, _kept, _settle
 from denseloss.compare.settings import learning_rates, seconds
 from denseloss.compare.trials import Failed, Plan, Trial, TrialFolder, loss_slug
 from denseloss.compare.worker import Job, Times
@@ -283,7 +285,11 @@ def test_a_trial_that_fails_is_reported_and_stops_nobody(
     assert "no trial of the baseline" in complaint
 
 
-def test_ray_runs_the_same_trials_and_survives_a_killed_worker(data: Path, tmp_path: Path) -> None:
+# What kills a worker, and what tells it that its machine is taken away.
+@pytest.mark.parametrize("sent", [signal.SIGKILL, signal.SIGTERM])
+def test_ray_runs_the_same_trials_and_survives_a_killed_worker(
+    sent: signal.Signals, data: Path, tmp_path: Path
+) -> None:
     pytest.importorskip("ray")
     out = tmp_path / "out"
     line = words(data, out, "--engine", "ray", "--jobs", "1", seeds=1)
@@ -297,7 +303,7 @@ def test_ray_runs_the_same_trials_and_survives_a_killed_worker(data: Path, tmp_p
         if list(out.glob("trials/cross*/*/last.ckpt")) and not finished(out):
             killed = ray_worker()
         time.sleep(0.05)
-    os.kill(killed, signal.SIGKILL)
+    os.kill(killed, sent)
     shown, complaint = process.communicate(timeout=400)
     assert process.returncode == 0, complaint
     assert "2 of 2 trials ended" in shown
@@ -307,6 +313,28 @@ def test_ray_runs_the_same_trials_and_survives_a_killed_worker(data: Path, tmp_p
     assert happened[0] == "started"
     assert happened.count("resumed") == 1
     assert happened[-1] == "finished"
+
+
+def test_a_cluster_is_asked_for_what_it_has(tmp_path: Path) -> None:
+    ray = pytest.importorskip("ray")
+    cluster = pytest.importorskip("denseloss.compare.cluster")
+    with pytest.raises(InputError, match="--accelerator cuda: Ray, started on this machine, finds"):
+        cluster.RayEngine(tmp_path, address=None, jobs=None, accelerator="cuda")
+    assert not ray.is_initialized()
+    ray.init(num_cpus=2, num_gpus=0, log_to_driver=False, logging_level=logging.ERROR)
+    try:
+        # As many as will run are planned for, and all are handed over, so that a cluster may grow.
+        engine = cluster.RayEngine(tmp_path, address=None, jobs=40, accelerator="cpu")
+        assert engine.slots == 2
+        engine._running = dict.fromkeys(range(39))
+        assert engine.free()
+        engine._running[39] = None
+        assert not engine.free()
+        waiting = cluster.RayEngine(tmp_path, address=None, jobs=None, accelerator="cuda")
+        assert "there is no GPU yet, and trials wait for one" in waiting.name
+        assert (waiting.gpus, waiting.slots) == (True, 1)
+    finally:
+        ray.shutdown()
 
 
 def ray_worker() -> int | None:
@@ -545,6 +573,8 @@ def test_a_process_that_dies_is_a_failed_trial_with_its_last_words(tmp_path: Pat
         outcomes = engine.wait(1)
     assert outcomes[0].failed is not None
     assert "nowhere" in outcomes[0].failed.error
+    # Perhaps a disk that this machine does not have just now.
+    assert not outcomes[0].failed.own
     engine.stop()
 
 
@@ -572,6 +602,87 @@ def test_gpus_are_shared_out_one_per_trial(tmp_path: Path, monkeypatch: pytest.M
         running.process.stdin.close()
         running.listener.join()
         running.process.stdout.close()
+
+
+@pytest.mark.parametrize(
+    ("named", "count", "expected"),
+    [
+        (None, 3, ["0", "1", "2"]),
+        ("4,2", 2, ["4", "2"]),
+        ("GPU-a,GPU-b", 2, ["GPU-a", "GPU-b"]),
+        ("0,1,9", 2, ["0", "1"]),
+        # A process sees one slice only.
+        ("MIG-a,MIG-b", 1, ["MIG-a", "MIG-b"]),
+        ("", 0, []),
+    ],
+)
+def test_gpus_are_those_this_process_may_use(
+    named: str | None, count: int, expected: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if named is None:
+        monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    else:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", named)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: count > 0)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: count)
+    assert visible_gpus("auto") == expected
+    assert visible_gpus("cpu") == []
+
+
+def test_without_gpus_to_share_a_trial_sees_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1")
+    seen = []
+
+    def popen(*_: object, env: dict[str, str], **__: object) -> None:
+        seen.append(env["CUDA_VISIBLE_DEVICES"])
+        raise OSError("enough")
+
+    monkeypatch.setattr(subprocess, "Popen", popen)
+    engine = LocalEngine(jobs=None, gpus=(), alone=True)
+    trial = Trial(loss="dice", seed=0, lr=0.01)
+    settings = CompareSettings(data=".", losses=("dice",), steps=2)
+    with pytest.raises(OSError, match="enough"):
+        engine.start(Job(root=tmp_path, trial=trial, settings=settings, size_limits=None, keep=0))
+    assert seen == [""]
+    assert engine.slots == 1
+    assert engine.name == "this machine, 1 process at a time, on its GPU"
+
+
+def test_paths_keep_their_links(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "export").mkdir()
+    (tmp_path / "home").symlink_to(tmp_path / "export")
+    monkeypatch.chdir(tmp_path)
+    assert _absolute("home/data") == str(tmp_path / "home" / "data")
+    assert _absolute("synthetic:blobs") == "synthetic:blobs"
+
+
+@pytest.mark.parametrize(
+    ("engine", "asked", "expected"),
+    [
+        # The machines with a GPU may have gone for a while.
+        ("ray", "auto", ("cuda", "bf16-mixed")),
+        ("ray", "cpu", ("cpu", "32-true")),
+        ("local", "auto", ("cpu", "32-true")),
+    ],
+)
+def test_a_comparison_keeps_the_accelerator_that_was_decided(
+    engine: str, asked: str, expected: tuple[str, str], data: Path
+) -> None:
+    settings = CompareSettings(
+        data=str(data),
+        losses=("cross_entropy", "dice"),
+        steps=2,
+        engine=engine,  # type: ignore[arg-type]
+        accelerator=asked,
+    )
+    before = {"common": {"accelerator": expected[0], "precision": expected[1]}}
+    settings = _kept(settings, before)
+    there = SimpleNamespace(gpus=settings.accelerator == "cuda")
+    opened = open_data(str(data), seed=0, val_share=0.2, test_share=0.2)
+    decided = _decided(settings, before, opened, there)  # type: ignore[arg-type]
+    assert (decided.accelerator, decided.precision) == expected
 
 
 def test_a_full_disk_is_told_and_costs_that_trial_alone(

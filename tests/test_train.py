@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torch.utils.data import DataLoader
 
 from denseloss import compose, functional
 from denseloss.data import VOID, SegmentationDataset, denormalise, open_data
@@ -240,6 +241,36 @@ def test_terms_that_are_fed_alike_share_a_pass_over_the_logits(
         for name in ("dice", "binary_dice", "cross_entropy(ignore_index=0)", "2*focal")
     ]
     torch.testing.assert_close(terms, torch.stack(alone))
+
+
+def test_a_job_of_slurm_with_many_tasks_is_one_process_here(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for key, value in {
+        "JOB_ID": 7,
+        "JOB_NAME": "it.sh",
+        "NTASKS": 8,
+        "PROCID": 0,
+        "LOCALID": 0,
+    }.items():
+        monkeypatch.setenv(f"SLURM_{key}", str(value))
+    settings = TrainSettings(
+        data=str(make_folder(tmp_path / "data")), loss="dice", steps=1, size=32, accelerator="cpu"
+    )
+    result = train(replace(settings, out=tmp_path / "out"))
+    assert result.folder == tmp_path / "out"
+
+
+def test_batches_are_of_types_that_every_accelerator_has(tmp_path: Path) -> None:
+    data = open_data(str(make_folder(tmp_path, images=6)), seed=0, val_share=0.5)
+    items = SegmentationDataset(data, data.val, size=32, train=False, seed=0)
+    (batch,) = DataLoader(Shard(items, rank=1, world=2), batch_size=2)
+    assert batch["counts"].tolist() == [1.0, 0.0]
+    # Apple's GPUs have no float64.
+    assert {x.dtype for x in batch.values() if isinstance(x, torch.Tensor)} == {
+        torch.float32,
+        torch.int64,
+    }
 
 
 def test_a_loss_must_give_one_number() -> None:

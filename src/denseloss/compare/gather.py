@@ -1,6 +1,8 @@
 """From the folders of a comparison to its results; nothing is trained or predicted here."""
 
+import contextlib
 import math
+import tomllib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -10,6 +12,7 @@ import numpy as np
 
 from denseloss import compose
 from denseloss.compare import statistics
+from denseloss.compare.doubts import doubts, seen_in
 from denseloss.compare.folder import ComparisonFolder
 from denseloss.compare.looks import load as load_looks
 from denseloss.compare.measure import (
@@ -42,7 +45,7 @@ from denseloss.compare.results import (
 )
 from denseloss.compare.settings import CompareSettings
 from denseloss.compare.showcase import Shown, known_costs, shown
-from denseloss.compare.trials import Plan, Trial, TrialFolder, planned
+from denseloss.compare.trials import Plan, Trial, TrialFolder, loss_slug, planned
 from denseloss.train import InputError
 from denseloss.train.criterion import TaskCriterion
 
@@ -107,6 +110,12 @@ class Found:
         asked: Pooling = "pooled" if self.settings.pooled else "image"
         return asked if asked in poolings(self.settings.metric) else "image"
 
+    @cached_property
+    def known(self) -> Any:
+        """Which held-out images are not void everywhere, bool[N]: the others are no images."""
+        first = self.losses[0].evidence[0].held_out
+        return first.confusion.any(axis=(1, 2))
+
     @property
     def class_names(self) -> tuple[str, ...]:
         """Background included."""
@@ -145,7 +154,8 @@ def find(folder: ComparisonFolder) -> Found:
         why = f": {losses[0].failures[0].error}" if losses[0].failures else ""
         raise InputError(
             f"{folder.path}: no trial of the baseline {losses[0].loss} finished{why}; there is "
-            "nothing to compare with"
+            "nothing to compare with; the same command with a --loss first that finished makes "
+            "the report of its trials, which are kept"
         )
     return Found(
         folder=folder,
@@ -293,11 +303,11 @@ def _compared(found: Found, metric: Metric, pooling: Pooling) -> dict[str, Compa
     score = first.score
     for comparand in found.losses:
         held_out = [e.held_out for e in comparand.evidence]
-        counts = [counts_of(m, metric.key, pooling).counts for m in held_out]
-        per_image = [_whole_scores(m, metric.key) for m in held_out]
+        counts = [counts_of(m, metric.key, pooling).counts[found.known] for m in held_out]
+        per_image = [_whole_scores(m, metric.key)[found.known] for m in held_out]
         # A loss whose every trial failed is compared, too: the correction is for all that were
         # planned.
-        shape = (len(held_out), *first.counts.shape)
+        shape = (len(held_out), *first.counts[found.known].shape)
         measured[comparand.loss] = statistics.Measured(
             seeds=comparand.seeds,
             counts=np.reshape(counts, shape),
@@ -375,7 +385,7 @@ def _loss_results(
 
 def _estimate(found: Found, counts: Sequence[Counts], metric: str = "") -> Estimate:
     stacked, score = _stacked(counts)
-    estimate = statistics.estimate(stacked, score, level=found.settings.level)
+    estimate = statistics.estimate(stacked[:, found.known], score, level=found.settings.level)
     # No score lies outside its range; few seeds or images make intervals that would.
     highest = math.inf if _UNITS.get(metric) else 1.0
     return replace(
@@ -451,11 +461,33 @@ def _steps_to(rows: Sequence[Mapping[str, float]]) -> int | None:
 
 
 def _warnings(found: Found, losses: Sequence[LossResults]) -> Iterator[str]:
-    held_out = int(found.config["data"]["test"])
-    if held_out < _FEW_IMAGES:
+    data, settings = found.config["data"], found.settings
+    first = found.losses[0].evidence[0]
+    held_out = seen_in(first.held_out.confusion.sum(axis=2))
+    if held_out.images < _FEW_IMAGES:
+        more = (
+            "more held-out images in the folder"
+            if data.get("split") == "as in the folder"
+            else "more images, or a larger --test-share (and another --out)"
+        )
         yield (
-            f"Only {held_out} held-out image{'s' * (held_out != 1)}: what is concluded about other "
-            "images rests on very few; a larger --test-share, or more images, would help."
+            f"Only {held_out.images} held-out image{'s' * (held_out.images != 1)}: what is "
+            f"concluded about other images rests on very few; {more} would help."
+        )
+    yield from doubts(
+        validation=seen_in(first.validation.confusion.sum(axis=2)),
+        held_out=held_out,
+        task=data["task"],
+        class_names=found.class_names,
+        losses=len(found.losses),
+        level=settings.level,
+    )
+    others = _others(found)
+    if others:
+        yield (
+            f"The folder holds finished trials of {', '.join(f'`{loss}`' for loss in others)}, "
+            "which are not in this report, nor in its correction for the number of losses; give "
+            "their --loss, too."
         )
     seeds = min((len(loss.seeds) for loss in losses if loss.seeds), default=0)
     if seeds < _FEW_SEEDS:
@@ -490,6 +522,19 @@ def _warnings(found: Found, losses: Sequence[LossResults]) -> Iterator[str]:
             f"{_EFFECT:g} in the last fifth of the steps: these results are those of "
             f"{found.settings.steps} steps, and more of them may change the order."
         )
+
+
+def _others(found: Found) -> list[str]:
+    """Return the losses of finished trials that are not in this comparison."""
+    mine = {loss_slug(comparand.loss) for comparand in found.losses}
+    others = set()
+    for file in found.folder.trials.glob("*/*/held_out.npz"):
+        if file.parent.parent.name in mine:
+            continue
+        with contextlib.suppress(OSError, ValueError, KeyError, InputError):
+            config = tomllib.loads((file.parent / "config.toml").read_text(encoding="utf-8"))
+            others.add(str(config["settings"]["loss"]))
+    return sorted(others)
 
 
 def _late_gain(loss: LossResults) -> float:

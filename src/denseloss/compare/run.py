@@ -24,11 +24,12 @@ from denseloss import compose
 from denseloss.compare.budget import steps_within
 from denseloss.compare.candidates import Candidate, candidates
 from denseloss.compare.display import Display, duration
+from denseloss.compare.doubts import doubts, seen
 from denseloss.compare.fingerprint import fingerprint
 from denseloss.compare.folder import ComparisonFolder
 from denseloss.compare.gather import find, gather
 from denseloss.compare.local import Engine, LocalEngine, visible_gpus
-from denseloss.compare.measure import METRICS, size_limits
+from denseloss.compare.measure import METRICS, poolings, size_limits
 from denseloss.compare.report import write_report
 from denseloss.compare.results import Results
 from denseloss.compare.settings import (
@@ -103,6 +104,8 @@ def compare(settings: CompareSettings, *, console: Console | None = None) -> Com
         InterruptedRunError: It was stopped from outside; the same call goes on with it.
     """
     check(settings, metrics=[metric.key for metric in METRICS])
+    if settings.pooled and "pooled" not in poolings(settings.metric):
+        raise InputError(f"--pooled: {settings.metric} is of single images; leave it out")
     console = console or Console(quiet=True)
     say = _speaker(console)
     folder = ComparisonFolder(settings.out or default_out(settings))
@@ -110,6 +113,12 @@ def compare(settings: CompareSettings, *, console: Console | None = None) -> Com
         before = folder.config()
         settings = replace(settings, data=_absolute(settings.data))
         data = _open(settings, console)
+        validation, held_out = seen(data, data.val), seen(data, data.test)
+        if not held_out.images:
+            raise InputError(
+                f"{settings.data}: every held-out image is void everywhere, so that nothing can be "
+                "scored; label some of them, or choose another --split-seed"
+            )
         proposed = _proposed(settings, data)
         settings = replace(settings, losses=tuple(c.loss for c in proposed))
         limits = size_limits(data)
@@ -121,6 +130,15 @@ def compare(settings: CompareSettings, *, console: Console | None = None) -> Com
             folder.write_config(_config(settings, data, proposed, limits))
             for line in _plan_lines(settings, proposed, engine, data):
                 say(line)
+            for doubt in doubts(
+                validation=validation,
+                held_out=held_out,
+                task=data.task,
+                class_names=data.class_names,
+                losses=len(settings.losses),
+                level=settings.level,
+            ):
+                say(f"note: {doubt}")
             say(f"out: {folder.path}")
             plan = _planned(folder, settings, say)
             _run(plan, engine, settings, folder, limits, console)
@@ -404,7 +422,8 @@ def _plan_lines(
         else f"learning rate {tried}"
     )
     yield (
-        f"trials: {len(proposed)} losses, {settings.seeds} seeds, {of_rates}: "
+        f"trials: {len(proposed)} losses, {settings.seeds} seed{'s' * (settings.seeds > 1)}, "
+        f"{of_rates}: "
         f"{settings.trials} trials of {settings.steps} steps"
     )
     yield f"machine: {engine.name}"
@@ -474,7 +493,8 @@ def _run(
                 display.end(outcome.trial, failed)
             display.tick()
     if plan.done > done:
-        say(f"{plan.done} of {plan.total} trials ended in {duration(time.monotonic() - started)}")
+        more = f"{plan.done - done} more trials ended" if done else "trials ended"
+        say(f"{plan.done} of {plan.total} {more} in {duration(time.monotonic() - started)}")
 
 
 def _settle(

@@ -38,7 +38,8 @@ class CompareSettings:
         pooled: Whether the verdict is about all held-out pixels together, not about images.
         effect: The smallest difference that matters in the metric of the verdict; None for 0.01,
             or 1 pixel.
-        level: Of the confidence intervals.
+        level: Of the confidence intervals; a difference counts as shown where the corrected p is
+            below one minus it.
         engine: Where the trials run.
         jobs: How many at a time; None for one per GPU, or one per core.
         address: Of the Ray cluster; None starts Ray on this machine.

@@ -83,10 +83,17 @@ def run_trial(job: Job) -> Failed | None:
         _measure(job, folder)
     except InterruptedRunError:
         raise
+    except DivergedError as error:
+        return Failed(
+            error=f"{error.what}. Likely causes: a learning rate that is too high (it was "
+            f"{error.lr:g}; --base-lr is the middle of those that are tried), or labels beyond the "
+            "classes (look with `denseloss check`)",
+            own=True,
+        )
     except (DataError, ParseError, InputError) as error:
         # What the loss, the settings and the data allow was looked at before anything ran: data
         # or a GPU that is not there now, or is full, is the fault of this machine.
-        return Failed(error=str(error), own=isinstance(error, DivergedError))
+        return Failed(error=str(error), own=False)
     except MemoryError:
         return Failed(error="the memory is full; run fewer --jobs at a time", own=False)
     except Exception as error:

@@ -423,9 +423,6 @@ class SegmentationTask(L.LightningModule):
             if not math.isfinite(value)
         ]
         raise DivergedError(
-            f"training stopped at step {self._first_step + index}: the loss term "
-            f"{', '.join(bad)}. Likely causes: a learning rate that is too high (it was "
-            f"{self.schedule.lr:g}: try --lr {self.schedule.lr / 10:g}), or labels beyond "
-            "the classes (look with `denseloss check`). This run is not finished; choose another "
-            "--out for the next"
+            f"training stopped at step {self._first_step + index}: the loss term {', '.join(bad)}",
+            lr=self.schedule.lr,
         )

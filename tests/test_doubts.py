@@ -1,0 +1,171 @@
+"""What a comparison cannot say is said, before it trains and in its report."""
+
+import csv
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from denseloss import cli
+from denseloss.compare.doubts import Seen, doubts, seen, seen_in
+from denseloss.compare.gather import _others
+from denseloss.compare.statistics import permutation_test
+from denseloss.compare.trials import loss_slug
+from denseloss.data import VOID, open_data
+
+
+def make_data(root: Path, *, images: int = 12, size: int = 32) -> Path:
+    """Three classes, of which the second is brighter."""
+    rng = np.random.default_rng(0)
+    for name in ("images", "masks"):
+        (root / name).mkdir(parents=True)
+    for i in range(images):
+        mask = np.zeros((size, size), np.uint8)
+        mask[4:14, 4:20] = 1
+        mask[18:28, 8:28] = 2
+        image = mask[..., None] * 80 + rng.integers(0, 60, (size, size, 3))
+        Image.fromarray(image.astype(np.uint8)).save(root / "images" / f"{i:02}.png")
+        Image.fromarray(mask).save(root / "masks" / f"{i:02}.png")
+    return root
+
+
+def relabelled(path: Path | None, **values: int) -> None:
+    """Replace classes in a mask: `all` of it, or one class."""
+    assert path is not None
+    with Image.open(path) as file:
+        mask = np.array(file)
+    for key, value in values.items():
+        mask[mask == int(key[1:]) if key != "all" else ...] = value
+    Image.fromarray(mask).save(path)
+
+
+def words(data: Path, out: Path, *options: str) -> list[str]:
+    return [
+        *("compare", str(data), "--loss", "cross_entropy", "--loss", "dice", "--out", str(out)),
+        *("--seeds", "2", "--lr", "1", "--steps", "2", "--batch-size", "2", "--size", "32"),
+        *("--ignore-index", str(VOID), "--classes", "3", "--accelerator", "cpu", *options),
+    ]
+
+
+def told(held_out: Seen, validation: Seen | None = None, *, losses: int = 2) -> list[str]:
+    return [
+        *doubts(
+            validation=validation or held_out,
+            held_out=held_out,
+            task="multiclass",
+            class_names=("back", "a", "b"),
+            losses=losses,
+            level=0.95,
+        )
+    ]
+
+
+ALL = np.array([True, True, True])
+
+
+def test_what_the_masks_hold_is_seen(tmp_path: Path) -> None:
+    folder = make_data(tmp_path / "data")
+    relabelled(folder / "masks" / "03.png", all=VOID)
+    data = open_data(str(folder), ignore_index=VOID, classes=3)
+    by_name = {sample.name: sample for sample in (*data.train, *data.val)}
+    found = seen(data, [by_name["03"], by_name["04"], by_name["05"]])
+    assert (found.images, found.void, found.classes.tolist()) == (2, 1, [True, True, True])
+    found = seen(data, [by_name["03"]])
+    assert (found.images, found.void, found.classes.tolist()) == (0, 1, [False, False, False])
+    pixels = np.array([[4, 0, 1], [0, 0, 0], [3, 0, 0]])
+    found = seen_in(pixels)
+    assert (found.images, found.void, found.classes.tolist()) == (2, 1, [True, False, True])
+
+
+def test_of_enough_images_with_every_class_there_is_no_doubt() -> None:
+    assert told(Seen(images=30, void=0, classes=ALL)) == []
+
+
+def test_classes_that_are_not_there_are_named() -> None:
+    some = Seen(images=30, void=0, classes=np.array([True, False, False]))
+    held_out, validation = told(some)
+    assert held_out.startswith("No held-out image holds `a` or `b`: a score of it only says")
+    assert validation.startswith("No validation image holds `a` or `b`: learning rates and")
+    (only,) = told(Seen(images=30, void=0, classes=ALL), some)
+    assert only == validation
+
+
+def test_a_binary_task_may_lack_the_background() -> None:
+    full = Seen(images=30, void=0, classes=np.array([False, True]))
+    lines = doubts(
+        validation=full,
+        held_out=full,
+        task="binary",
+        class_names=("back", "cell"),
+        losses=2,
+        level=0.95,
+    )
+    assert [*lines] == []
+
+
+@pytest.mark.parametrize(("losses", "least"), [(2, 6), (3, 7), (6, 8)])
+def test_the_fewest_images_that_can_show_a_difference_are_told(losses: int, least: int) -> None:
+    (line,) = told(Seen(images=least - 1, void=0, classes=ALL), losses=losses)
+    assert line.startswith(f"With {least - 1} held-out images and {losses} losses no difference")
+    assert f"It takes at least {least} held-out images." in line
+    assert told(Seen(images=least, void=0, classes=ALL), losses=losses) == []
+    # As the test itself has it, for a difference that no image contradicts.
+    for images, possible in ((least - 1, False), (least, True)):
+        counts = np.linspace(0.8, 0.9, images).reshape(1, images, 1).repeat(3, axis=0)
+        p = permutation_test(counts + 0.05, counts, lambda sums: sums[..., 0])
+        assert (p * (losses - 1) < 0.05) == possible
+
+
+def test_losses_that_the_report_leaves_out_are_named(tmp_path: Path) -> None:
+    for loss in ("dice", "focal", "tversky"):
+        trial = tmp_path / "trials" / loss_slug(loss) / "seed0-lr0.005"
+        trial.mkdir(parents=True)
+        (trial / "config.toml").write_text(f'[settings]\nloss = "{loss}"\n')
+        if loss != "tversky":
+            (trial / "held_out.npz").touch()
+    found = SimpleNamespace(
+        folder=SimpleNamespace(trials=tmp_path / "trials"), losses=[SimpleNamespace(loss="dice")]
+    )
+    assert _others(found) == ["focal"]  # type: ignore[arg-type]
+
+
+def test_void_images_are_no_images_and_missing_classes_are_told(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    folder = make_data(tmp_path / "data", images=15)
+    split = open_data(str(folder), ignore_index=VOID, classes=3, val_share=0.2, test_share=0.2)
+    assert len(split.test) == 3
+    relabelled(split.test[0].mask, all=VOID)
+    for sample in split.test[1:]:
+        relabelled(sample.mask, c2=0)
+    out = tmp_path / "out"
+    assert cli.main(words(folder, out)) == 0
+    shown = " ".join(capfd.readouterr().out.split())
+    text = " ".join((out / "report.md").read_text(encoding="utf-8").split())
+    for sentence in (
+        "No held-out image holds",
+        "1 held-out image is void everywhere and counted nowhere",
+        "With 2 held-out images and 2 losses no difference can be shown",
+    ):
+        assert f"note: {sentence}" in shown
+        assert sentence in text
+    with (out / "images.csv").open(newline="") as file:
+        assert len({row["image"] for row in csv.DictReader(file)}) >= 2
+
+    # Other losses in the same folder: those of before are not forgotten.
+    line = words(folder, out)
+    line[line.index("cross_entropy")] = "focal"
+    assert cli.main(line) == 0
+    assert "finished trials of `cross_entropy`, which are not" in capfd.readouterr().out
+
+    # Without any labelled pixel there is nothing to score.
+    for sample in split.test:
+        relabelled(sample.mask, all=VOID)
+    assert cli.main(words(folder, tmp_path / "other")) == 2
+    complaint = capfd.readouterr().err
+    assert "every held-out image is void everywhere" in complaint
+    assert cli.main(words(folder, tmp_path / "other", "--metric", "hd95", "--pooled")) == 2
+    assert "--pooled: hd95 is of single images; leave it out" in capfd.readouterr().err
+    assert not (tmp_path / "other" / "compare.toml").exists()

@@ -264,6 +264,7 @@ def test_a_trial_that_fails_is_reported_and_stops_nobody(
     assert (code, complaint) == (0, "")
     assert shown.count("FAILED") == 1
     assert "the loss term" in shown
+    assert "--base-lr is the middle of those that are tried" in " ".join(shown.split())
     assert "1 trial failed; see the errors below" in shown
     (kept,) = (json.loads(f.read_text()) for f in (out / "failed").glob("*.json"))
     assert kept["own"]
@@ -283,6 +284,7 @@ def test_a_trial_that_fails_is_reported_and_stops_nobody(
     code, shown, complaint = run(line)
     assert code == 2
     assert "no trial of the baseline" in complaint
+    assert "with a --loss first that finished" in complaint
 
 
 # What kills a worker, and what tells it that its machine is taken away.

@@ -184,8 +184,10 @@ def compared(metric: Metric, pooling: Pooling, by: float, half: float) -> Compar
         difference=estimate(by, half),
         p=p,
         p_corrected=min(1.0, 4 * p),
-        improvement=estimate(0.5 + sign * min(0.35, 0.2 * by / half), 0.06),
-        effect_size=0.4 * by / half,
+        improvement=estimate(0.5 + sign * min(0.35, 0.2 * by / half), 0.06)
+        if pooling == "image"
+        else NOTHING,
+        effect_size=0.4 * by / half if pooling == "image" else math.nan,
         needed=Needed(effect=0.005, seeds=None if not decided else 9, images=140),
         verdict=verdict,
         words=f"It is {verdict}: {by:+.3f} {metric.name} against `binary_cross_entropy` "

@@ -17,8 +17,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from denseloss.compare.report import figures, page, pictures, tables, write_report
-from denseloss.compare.results import Case, Estimate, Results
+from denseloss.compare.report import figures, page, pictures, tables, words, write_report
+from denseloss.compare.results import Case, Estimate, Needed, Results
 from denseloss.train.errors import InputError
 from tests import comparison_example as example
 
@@ -295,6 +295,145 @@ def test_labels_at_the_ends_of_lines_keep_apart() -> None:
     many = figures.spread([5.0] * 40, gap=14, low=0, high=100)
     assert many == pytest.approx(list(np.linspace(0, 100, 40)))
     assert figures.spread([50.0], gap=14, low=0, high=100) == [50.0]
+
+
+def drawn_figures() -> dict[str, str]:
+    results = example.binary_results()
+    dice = results.metrics[0]
+    # The ends of the axis are those of the values; a little wider and narrower moves the ticks.
+    made = {}
+    for i, far in enumerate((0.0, 0.004, 0.009, 0.013, 0.018, 0.022)):
+        losses = [example.one_loss(0, "a", 0.0, results.class_names, True)]
+        losses.append(example.one_loss(1, "b", far, results.class_names, True))
+        both = dataclasses.replace(results, losses=tuple(losses))
+        for kind, drawn in (
+            ("values", figures.values(both, dice, "image")),
+            ("differences", figures.differences(both, dice, "image")),
+            ("sizes", figures.by_size(both)),
+            ("steps", figures.losses_over_steps(both, 1)),
+        ):
+            assert drawn is not None
+            made[f"{kind} {i}"] = drawn
+    return made
+
+
+def test_no_label_of_an_axis_is_cut_off_at_the_side() -> None:
+    ticks = 0
+    beside = []
+    for name, drawn in drawn_figures().items():
+        box = re.search(r'viewBox="0 0 ([\d.]+) ', drawn)
+        assert box is not None
+        texts = re.findall(r"<text ([^>]*)>([^<]*)</text>", drawn)
+        for style, text in texts:
+            if not re.fullmatch(r"[−\d.]+", text):
+                continue
+            across = re.search(r' x="([\d.-]+)"', f" {style}")
+            assert across is not None
+            # A digit of 12 px is at most 0.6 of that wide in the usual fonts.
+            width, left = 7.2 * len(text), float(across[1])
+            anchor = re.search(r"text-anchor: (\w+)", style)
+            assert anchor is not None or "middle" not in style
+            kind = anchor[1] if anchor else "start"
+            left -= {"start": 0.0, "middle": width / 2, "end": width}[kind]
+            assert left >= 0, (name, text)
+            assert left + width <= float(box[1]), (name, text)
+            ticks += 1
+            beside.append(kind)
+    assert ticks > 60
+    assert "end" in beside
+
+
+def test_pooled_scores_have_dashes_where_the_numbers_are_of_single_images() -> None:
+    results = example.binary_results()
+    dice = results.metrics[0]
+    for pooling, dashes in (("image", False), ("pooled", True)):
+        table = tables.comparison(results, dice, pooling)
+        for name in ("Probability of improvement", "Effect size"):
+            column = table.columns.index(name)
+            cells = [row.cells[column] for row in table.rows[1:]]
+            assert [cell.text == tables.NOTHING for cell in cells] == [dashes] * 5
+            assert [cell.interval for cell in cells if dashes] == [""] * 5 * dashes
+
+
+@pytest.mark.parametrize(
+    ("changes", "text"),
+    [
+        ({}, "9 seeds or 140 images"),
+        ({"needed": Needed(effect=0.01, seeds=4741, images=None)}, "> 100 seeds"),
+        ({"needed": Needed(effect=0.01, seeds=None, images=None)}, "seeds and images"),
+        ({"needed": Needed(effect=0.01, seeds=None, images=None), "seeds": 1}, "2 seeds first"),
+        ({"needed": Needed(effect=0.01, seeds=None, images=None), "images": 1}, "2 images first"),
+        ({"needed": Needed(effect=0.01, seeds=None, images=None), "seeds": 0}, tables.NOTHING),
+        (
+            {
+                "needed": Needed(effect=0.01, seeds=None, images=None),
+                "difference": Estimate(
+                    value=0.0, low=0.0, high=0.0, standard_error=0.0, freedom=4.0
+                ),
+            },
+            tables.NOTHING,
+        ),
+    ],
+)
+def test_what_more_is_needed_is_told_only_where_it_is_known(
+    changes: dict[str, Any], text: str
+) -> None:
+    results = example.binary_results()
+    dice = results.metrics[0]
+    second = results.losses[1]
+    key = (dice.key, results.pooling)
+    found = dataclasses.replace(second.comparisons[key], **changes)
+    second = dataclasses.replace(second, comparisons={**second.comparisons, key: found})
+    results = dataclasses.replace(results, losses=(results.losses[0], second))
+    table = tables.comparison(results, dice, results.pooling)
+    assert table.rows[1].cells[-1].text == text
+
+
+def test_reliability_is_read_by_what_its_probability_is_of() -> None:
+    binary = example.binary_results()
+    said = words.reliability(binary)
+    assert said.startswith("Across: probability of nucleus; up: how often the pixel was foreground")
+    assert "the foreground is rarer than the probability says, above it more frequent" in said
+    assert "surer" not in said
+    names = example.MULTICLASS_NAMES
+    loss = example.one_loss(0, "cross_entropy", 0.0, names, False)
+    several = dataclasses.replace(example.multiclass_results(), losses=(loss,))
+    said = words.reliability(several)
+    assert said.startswith("Across: confidence of the predicted class; up: how often it was right")
+    assert "surer than it should be" in said
+    assert "foreground" not in said
+    assert words.reliability(example.multiclass_results()) == ""
+
+
+def test_intervals_are_said_to_be_of_what_they_are_of() -> None:
+    def said(results: Results, held_out: int) -> str:
+        counted = dataclasses.replace(results, counts={**results.counts, "held out": held_out})
+        return words.statistics(counted)[2]
+
+    many, one = example.binary_results(), example.multiclass_results()
+    whole = "what another training, scored on other images of the same kind, would give"
+    assert whole in said(many, 67)
+    assert "not corrected for the number of losses" in said(many, 67)
+    assert "single finished seed" not in said(many, 67)
+    lone = dataclasses.replace(many.losses[1], seeds=(0,))
+    mixed = dataclasses.replace(many, losses=(many.losses[0], lone))
+    assert "a single finished seed are over the images alone" in said(mixed, 67)
+    for results, images, words_of_it in (
+        (one, 4, "say nothing about another training"),
+        (many, 1, "say nothing about other images"),
+        (one, 1, "there are no confidence intervals"),
+    ):
+        assert whole not in said(results, images)
+        assert words_of_it in said(results, images)
+    assert "no p value" in said(one, 4)
+    assert "permutation" not in said(one, 4)
+
+
+def test_adding_seeds_until_a_verdict_comes_is_warned_of() -> None:
+    text = words.statistics(example.binary_results())[3]
+    assert "raises the rate of false positives" in text
+    assert "from 5.3 % to 8.7 %" in text
+    assert "plan the number of seeds beforehand" in text
 
 
 def decoded(uri: str) -> np.ndarray:

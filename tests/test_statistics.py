@@ -1,5 +1,6 @@
 """The comparison's statistics: by hand, by brute force, against scipy, and by simulation."""
 
+import dataclasses
 import itertools
 import math
 from collections.abc import Callable
@@ -8,7 +9,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from denseloss.compare.results import Estimate, Metric, Needed
+from denseloss.compare.results import Comparison, Estimate, Metric, Needed
 from denseloss.compare.statistics import (
     Components,
     Measured,
@@ -448,6 +449,119 @@ def test_no_difference_is_said_with_what_is_needed() -> None:
     assert words.endswith(
         ("would be needed for an effect of 0.01", "found with a chance of at least 80 %")
     )
+
+
+def compared_pair(
+    own: Array, baseline: Array, *, metric: Metric = DICE, others: int = 0, **options: float
+) -> Comparison:
+    """`own` against `baseline`, both float64[seeds images], among further losses like it."""
+    scores = {"a": baseline, "b": own} | {f"like b {i}": own for i in range(others)}
+    return compare(
+        {loss: measured(x) for loss, x in scores.items()},
+        mean,
+        baseline="a",
+        metric=metric,
+        pooling="image",
+        effect=options.get("effect", 0.01),
+    )["b"]
+
+
+def test_scores_that_do_not_vary_say_nothing_about_power() -> None:
+    varied = normal_scores(np.random.default_rng(17), 5, 30)
+    for scores in (np.zeros((5, 30)), varied):
+        same = compared_pair(scores, scores)
+        assert same.words == (
+            "the Dice of `b` and of `a` does not differ at all on any held-out image, so nothing "
+            "can be said about power"
+        )
+        assert (same.needed.seeds, same.needed.images) == (None, None)
+    # Every image differs by the same, but three images are too few for the permutation test.
+    few = compared_pair(np.full((5, 3), 0.5), np.full((5, 3), 0.25))
+    assert few.verdict == "undecided"
+    assert few.words.endswith("; nothing can be said about power, as the variance is not known")
+
+
+def test_a_pooled_comparison_has_no_numbers_made_of_single_images() -> None:
+    # Better on the small images, worse on the large one, which decides when they are pooled.
+    rng = np.random.default_rng(18)
+    truth = np.array([10.0] * 9 + [10_000])
+    shares = {"a": [0.5] * 9 + [0.9], "b": [0.9] * 9 + [0.5]}
+    losses = {}
+    for loss, share in shares.items():
+        overlap = truth * np.array(share) * (1 + 0.01 * rng.normal(size=(5, 1)))
+        whole = np.broadcast_to(truth, overlap.shape)
+        losses[loss] = Measured(
+            seeds=tuple(range(5)),
+            counts=np.stack([overlap, whole, whole], -1),
+            per_image=overlap / whole,
+        )
+    pooled = compare(losses, dice, baseline="a", metric=DICE, pooling="pooled")["b"]
+    assert pooled.difference.value < -0.3
+    assert all(math.isnan(value) for value in dataclasses.astuple(pooled.improvement))
+    assert math.isnan(pooled.effect_size)
+    alone = compare(losses, dice, baseline="a", metric=DICE, pooling="image")["b"]
+    assert alone.improvement.value == pytest.approx(0.9)
+    assert alone.effect_size > 0
+
+
+def test_an_interval_without_0_and_an_undecided_verdict_are_explained() -> None:
+    rng = np.random.default_rng(19)
+    base = rng.normal(0.8, 0.1, (5, 30))
+    noise = rng.normal(size=(5, 30))
+    noise = (noise - noise.mean()) / noise.std()
+    remark = ", interval not corrected, corrected p = "
+    alone, many = (
+        compared_pair(base - 0.04 + 0.12 * noise, base, others=others) for others in (0, 8)
+    )
+    assert alone.verdict == "worse"
+    assert "not corrected" not in alone.words
+    assert (many.verdict, many.difference) == ("undecided", alone.difference)
+    assert many.difference.high < 0
+    assert many.p < 0.05 < many.p_corrected
+    assert remark in many.words
+    # Five images: the permutation test cannot get below 2 / 2^5, whatever the interval.
+    five = compared_pair(base[:, :5] + 0.2 + 0.01 * noise[:, :5], base[:, :5])
+    assert five.verdict == "undecided"
+    assert five.difference.low > 0
+    assert ", the permutation test disagrees, corrected p = " in five.words
+    # Where the interval holds 0 there is nothing to explain.
+    assert remark not in compared_pair(base + 0.12 * noise, base, others=8).words
+
+
+def test_the_interval_of_a_difference_ends_where_scores_end() -> None:
+    own, baseline = np.array([[1.0, 1, 0.9], [0, 0, 0.1]]), np.array([[0.0, 0, 0.1], [1, 1, 0.8]])
+    found = compared_pair(own, baseline)
+    assert (found.difference.low, found.difference.high) == (-1, 1)
+    assert "95 % CI -1.000 to 1.000" in found.words
+    distance = compared_pair(own, baseline, metric=HD95).difference
+    assert distance.low < -1
+    assert distance.high > 1
+    assert distance.standard_error == found.difference.standard_error
+    one = compared_pair(own[:1, :1], baseline[:1, :1]).difference
+    assert math.isnan(one.low)
+    assert math.isnan(one.high)
+
+
+def test_very_many_seeds_are_not_counted() -> None:
+    rng = np.random.default_rng(20)
+    base = rng.normal(0.8, 0.1, (2, 30))
+    own = base + np.array([[0.2], [-0.2]]) + rng.normal(0, 0.001, (2, 30))
+    found = compared_pair(own, base)
+    assert found.needed.seeds is not None
+    assert found.needed.seeds > 100
+    assert found.words.endswith("; more than 100 more seeds would be needed for an effect of 0.01")
+    few = compared_pair(own, base, effect=0.2)
+    assert few.needed.seeds is not None
+    assert f"; about {few.needed.seeds} more seeds would be needed" in few.words
+    rng = np.random.default_rng(25)
+    base = rng.normal(0.8, 0.1, (5, 30))
+    both = compared_pair(base + rng.normal(0, 0.2, (5, 30)), base)
+    assert both.needed.images is not None
+    assert "; more than 100 more seeds, or about 1,2" in both.words
+    assert " more held-out images, would be needed for an effect of 0.01" in both.words
+    never = compared_pair(base + rng.normal(0, 0.2, (5, 30)), base, effect=1e-4)
+    assert never.needed == Needed(effect=1e-4, seeds=None, images=None)
+    assert "nor 10,000 more held-out images alone would do" in never.words
 
 
 def test_one_seed_never_decides() -> None:

@@ -85,6 +85,7 @@ class Comparison:
         improvement: Probability that the loss scores better than the baseline on an image, with a
             seed of its own; ties count half.
         effect_size: Mean difference over the standard deviation of the images' differences.
+            Both are of scores per image, and NaN where scores are pooled.
         needed: For the smallest difference that matters.
         verdict: `"better"`, `"worse"` or `"undecided"`.
         words: The verdict as a sentence.

@@ -13,7 +13,7 @@ Everything random takes a seed and gives the same numbers again.
 import math
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
@@ -28,6 +28,9 @@ Score = Callable[[Array], Array]
 
 POWER = 0.8
 """The chance of finding a true effect for which `needed` asks."""
+
+MOST_SEEDS = 100
+"""More seeds than these are told as "more than 100": beyond, the number means nothing."""
 
 _CAP = 10_000  # More seeds or images than this are no advice.
 _CHUNK = 2_000_000  # Numbers held at a time: 16 MB.
@@ -491,14 +494,16 @@ def needed(found: Components, *, effect: float, alpha: float, power: float = POW
 
     Returns:
         The numbers; None where that alone never does, needs more than 10 000, or is unknown
-        because there is only one seed or only one image so far.
+        because there is only one seed or only one image so far, or because nothing varied: scores
+        that are all 0 do not show how much others would vary.
 
     Raises:
         ValueError: If `effect` is not above 0.
     """
     if not effect > 0:
         raise ValueError(f"effect must be above 0, got {effect}")
-    if found.seeds < 2 or found.images < 2 or math.isnan(found.variance):
+    # Written so that a variance of NaN is unknown as well.
+    if found.seeds < 2 or found.images < 2 or not found.variance > 0:
         return Needed(effect=effect, seeds=None, images=None)
 
     def enough(seeds: int, images: int) -> bool:
@@ -537,7 +542,11 @@ def compare(
     over all losses of this metric.
 
     A loss is better, or worse, if its corrected p is below 1 - level *and* the interval of the
-    difference leaves out 0.
+    difference leaves out 0. The interval is of that loss alone and not corrected; that of a metric
+    without a unit, a share of 1, is cut at -1 and 1.
+
+    The probability of improvement and the effect size are made of the images' own scores. They may
+    go the other way than a pooled score, so they are NaN where the pooling is `"pooled"`.
 
     In simulation, five losses that are no different from the baseline, each network with an offset
     of its own, get any such verdict in 0 to 5 % of comparisons, with 2 to 10 seeds and 8 to
@@ -581,7 +590,7 @@ def compare(
     corrected = dict(zip(others, holm([p[loss] for loss in others]), strict=True))
     results = {}
     for loss, (own, other) in pairs.items():
-        difference = found[loss].estimate(level)
+        difference = _possible(found[loss].estimate(level), metric)
         verdict = _verdict(difference, corrected[loss], level, metric)
         more = needed(found[loss], effect=effect, alpha=alpha)
         results[loss] = Comparison(
@@ -597,8 +606,12 @@ def compare(
                 other.per_image,
                 higher_is_better=metric.higher_is_better,
                 level=level,
-            ),
-            effect_size=effect_size(own.per_image, other.per_image),
+            )
+            if pooling == "image"
+            else _unknown(*own.per_image.shape).estimate(level),
+            effect_size=effect_size(own.per_image, other.per_image)
+            if pooling == "image"
+            else math.nan,
             needed=more,
             verdict=verdict,
             words=_words(
@@ -606,6 +619,7 @@ def compare(
                 baseline,
                 found[loss],
                 difference,
+                p[loss],
                 corrected[loss],
                 more,
                 verdict,
@@ -801,11 +815,22 @@ def _shared(own: Measured, other: Measured) -> tuple[Measured, Measured]:
     return part(own), part(other)
 
 
+def _possible(difference: Estimate, metric: Metric) -> Estimate:
+    """The difference with its interval cut at what two scores can differ by."""
+    if metric.unit:
+        return difference
+    low, high = (float(np.clip(end, -1.0, 1.0)) for end in (difference.low, difference.high))
+    return replace(difference, low=low, high=high)
+
+
+def _excludes_zero(difference: Estimate) -> bool:
+    return difference.low > 0 or difference.high < 0
+
+
 def _verdict(
     difference: Estimate, p: float, level: float, metric: Metric
 ) -> Literal["better", "worse", "undecided"]:
-    excludes_zero = difference.low > 0 or difference.high < 0
-    if not (excludes_zero and p < 1 - level):
+    if not (_excludes_zero(difference) and p < 1 - level):
         return "undecided"
     return "better" if (difference.value > 0) == metric.higher_is_better else "worse"
 
@@ -816,6 +841,7 @@ def _words(
     found: Components,
     difference: Estimate,
     p: float,
+    p_corrected: float,
     more: Needed,
     verdict: str,
     metric: Metric,
@@ -833,7 +859,8 @@ def _words(
         verb = "beats" if verdict == "better" else "loses to"
         return (
             f"`{loss}` {verb} `{baseline}` by {number(abs(difference.value))} {unit} "
-            f"({percent} CI {number(ends[0])} to {number(ends[1])}, corrected {_p_words(p)})"
+            f"({percent} CI {number(ends[0])} to {number(ends[1])}, "
+            f"corrected {_p_words(p_corrected)})"
         )
     span = f"{percent} CI {number(difference.low)} to {number(difference.high)}"
     if math.isnan(difference.low):
@@ -844,9 +871,17 @@ def _words(
             f"one seed cannot tell `{loss}` and `{baseline}` apart from the luck of the start "
             f"(difference {number(difference.value)} {unit}, {over})"
         )
+    if found.variance == 0 and found.value == 0:
+        return (
+            f"the {metric.name} of `{loss}` and of `{baseline}` does not differ at all on any "
+            "held-out image, so nothing can be said about power"
+        )
+    if _excludes_zero(difference):
+        # It would read as a contradiction to "no difference".
+        span += ", interval not corrected" if p < 1 - level else ", the permutation test disagrees"
     return (
-        f"no difference between `{loss}` and `{baseline}` detectable at this budget "
-        f"(difference {number(difference.value)} {unit}, {span}, corrected {_p_words(p)}); "
+        f"no difference between `{loss}` and `{baseline}` detectable at this budget (difference "
+        f"{number(difference.value)} {unit}, {span}, corrected {_p_words(p_corrected)}); "
         f"{_needed_words(more, found, metric)}"
     )
 
@@ -855,15 +890,25 @@ def _needed_words(more: Needed, found: Components, metric: Metric) -> str:
     effect = f"an effect of {more.effect:g} {metric.unit}".strip()
     if found.images == 1:
         return "one held-out image cannot show more"
+    if not found.variance > 0:
+        return "nothing can be said about power, as the variance is not known"
     if more.seeds == 0 or more.images == 0:
         return f"{effect} would have been found with a chance of at least {100 * POWER:g} %"
-    images = f"{more.images} more held-out image{'' if more.images == 1 else 's'}"
-    if more.seeds is not None:
+    images = ""
+    if more.images is not None:
+        images = f"about {more.images:,} more held-out image{'' if more.images == 1 else 's'}"
+    if more.seeds is None:
+        if images:
+            return f"more seeds alone would not do for {effect}; {images} would"
+        return (
+            f"neither more seeds alone nor {_CAP:,} more held-out images alone would do for "
+            f"{effect}"
+        )
+    if more.seeds <= MOST_SEEDS:
         seeds = f"{more.seeds} more seed{'' if more.seeds == 1 else 's'}"
         return f"about {seeds} would be needed for {effect}"
-    if more.images is not None:
-        return f"more seeds alone would not do for {effect}; about {images} would"
-    return f"neither more seeds alone nor more held-out images alone would do for {effect}"
+    alternative = f", or {images}," if images else ""
+    return f"more than {MOST_SEEDS} more seeds{alternative} would be needed for {effect}"
 
 
 def _numbers(difference: Estimate, metric: Metric) -> Callable[[float], str]:

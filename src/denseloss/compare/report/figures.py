@@ -19,6 +19,7 @@ from denseloss.compare.report.drawing import (
     MUTED,
     PAPER,
     RULE,
+    SMALL,
     SOFT,
     canvas,
     colour,
@@ -42,6 +43,7 @@ MARKERS = ("o", "s", "D", "^", "v", "P", "X", "p", "<", ">", "h", "d")
 _WIDTH = 420.0
 _SMALL_WIDTH = 240.0
 _LINE = 16.0
+_DIGIT = 0.62 * SMALL
 _LETTERS_PER_LINE = 50
 _MOST_LINES = 3
 _MOST_POINTS = 120
@@ -186,6 +188,7 @@ def _rows(
             top += height
         _room(axes)
         axes.xaxis.set_major_locator(MaxNLocator(5))
+        _keep_inside(axes)
         across = axes.get_yaxis_transform()
         for i, lines in enumerate(names):
             for j, line in enumerate(lines):
@@ -221,6 +224,20 @@ def _room(axes: Axes) -> None:
         return
     room = 0.06 * (high - low) or max(0.01, abs(high) * 0.05)
     axes.set_xlim(low - room, high + room)
+
+
+def _keep_inside(axes: Axes) -> None:
+    """Set a label under the axis beside its tick where the figure would cut it off.
+
+    The width is that of the browser's font, which is not known here, so it is taken as large.
+    """
+    for label in axes.get_xticklabels():
+        place = axes.transData.transform((label.get_position()[0], 0))[0]
+        half = 0.5 * _DIGIT * len(label.get_text())
+        if place + half > axes.figure.bbox.width:
+            label.set_horizontalalignment("right")
+        elif place - half < 0:
+            label.set_horizontalalignment("left")
 
 
 def curves(results: Results, *, late: bool) -> str | None:
@@ -391,6 +408,7 @@ def losses_over_steps(results: Results, index: int) -> str | None:
         _limits(axes, seen)
         axes.xaxis.set_major_locator(MaxNLocator(3, integer=True))
         axes.yaxis.set_major_locator(MaxNLocator(4))
+        _keep_inside(axes)
         return svg(
             figure,
             name=f"loss-{index}",
@@ -533,6 +551,7 @@ def _dots(
                 axes.plot([estimate.value], [y], color=colour(i), marker=marker(i), markersize=6)
         _room(axes)
         axes.xaxis.set_major_locator(MaxNLocator(5))
+        _keep_inside(axes)
         axes.set_xlabel(label, labelpad=6)
         return svg(figure, name=name, label=f"{label}, by loss, for {', '.join(rows)}")
 

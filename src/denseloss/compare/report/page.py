@@ -205,10 +205,7 @@ def _context(results: Results) -> dict[str, Any]:
             for i, loss in enumerate(results.losses)
             if loss.calibration is not None
         ],
-        "reliability_what": next(
-            (loss.calibration.what for loss in results.losses if loss.calibration), ""
-        ),
-        "reliability_words": words.HOW_TO_READ_RELIABILITY,
+        "reliability_words": words.reliability(results),
         "cost": tables.cost(results),
         "class_colours": _legend(results),
         "right": _css(pictures.RIGHT),

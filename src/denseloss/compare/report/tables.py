@@ -11,10 +11,10 @@ from denseloss.compare.results import (
     Estimate,
     LossResults,
     Metric,
-    Needed,
     Pooling,
     Results,
 )
+from denseloss.compare.statistics import MOST_SEEDS
 
 POOLINGS: tuple[Pooling, ...] = ("image", "pooled")
 POOLING_WORDS: Mapping[Pooling, str] = {"image": "per image", "pooled": "pooled"}
@@ -267,7 +267,7 @@ def _compared(found: Comparison, decimals: int) -> tuple[Cell, ...]:
             verdict=decided,
             order=("worse", "undecided", "better").index(found.verdict),
         ),
-        Cell(text=_needed(found.needed), order=_order(found.needed.seeds)),
+        Cell(text=_needed(found), order=_order(found.needed.seeds)),
     )
 
 
@@ -275,12 +275,22 @@ def _order(count: int | None) -> float:
     return math.inf if count is None else count
 
 
-def _needed(needed: Needed) -> str:
+def _needed(found: Comparison) -> str:
+    needed = found.needed
+    if 0 in (found.seeds, found.images):
+        return NOTHING
+    if found.seeds == 1:
+        return "2 seeds first"
+    if found.images == 1:
+        return "2 images first"
+    if not found.difference.standard_error > 0:
+        return NOTHING
     if 0 in (needed.seeds, needed.images):
         return "nothing"
     ways = []
     if needed.seeds is not None:
-        ways.append(plural(needed.seeds, "seed"))
+        few = needed.seeds <= MOST_SEEDS
+        ways.append(plural(needed.seeds, "seed") if few else f"> {MOST_SEEDS} seeds")
     if needed.images is not None:
         ways.append(plural(needed.images, "image"))
     return " or ".join(ways) if ways else "seeds and images"

@@ -13,7 +13,7 @@ from denseloss.compare.doubts import Seen, doubts, seen, seen_in
 from denseloss.compare.gather import _others
 from denseloss.compare.statistics import permutation_test
 from denseloss.compare.trials import loss_slug
-from denseloss.data import VOID, open_data
+from denseloss.data import VOID, DataError, open_data
 
 
 def make_data(root: Path, *, images: int = 12, size: int = 32) -> Path:
@@ -79,6 +79,20 @@ def test_what_the_masks_hold_is_seen(tmp_path: Path) -> None:
     assert (found.images, found.void, found.classes.tolist()) == (2, 1, [True, False, True])
 
 
+def test_masks_are_read_without_their_images(tmp_path: Path) -> None:
+    data = open_data(str(make_data(tmp_path / "data")), ignore_index=VOID, classes=3)
+    drawn = open_data("synthetic:void")
+    for source in (data, drawn):
+        sample = source.train[0]
+        assert source.mask(sample).equal(source.read(sample)[1])
+    sample = data.train[0]
+    assert sample.image is not None
+    sample.image.unlink()
+    assert data.mask(sample).unique().tolist() == [0, 1, 2]
+    with pytest.raises(DataError, match="is no sample of"):
+        data.mask(drawn.train[0])
+
+
 def test_of_enough_images_with_every_class_there_is_no_doubt() -> None:
     assert told(Seen(images=30, void=0, classes=ALL)) == []
 
@@ -125,6 +139,11 @@ def test_losses_that_the_report_leaves_out_are_named(tmp_path: Path) -> None:
         (trial / "config.toml").write_text(f'[settings]\nloss = "{loss}"\n')
         if loss != "tversky":
             (trial / "held_out.npz").touch()
+    # Set aside, as what is broken is.
+    aside = tmp_path / "trials" / loss_slug("jaccard") / "seed0-lr0.005.broken1"
+    aside.mkdir(parents=True)
+    (aside / "config.toml").write_text('[settings]\nloss = "jaccard"\n')
+    (aside / "held_out.npz").touch()
     found = SimpleNamespace(
         folder=SimpleNamespace(trials=tmp_path / "trials"), losses=[SimpleNamespace(loss="dice")]
     )

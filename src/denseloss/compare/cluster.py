@@ -81,8 +81,14 @@ class RayEngine:
         self._gpus = accelerator in ("cuda", "gpu") or (
             accelerator == "auto" and self._ray.cluster_resources().get("GPU", 0) > 0
         )
-        if self._gpus and self._own and not (address or os.environ.get("RAY_ADDRESS")):
-            self._want_gpu(accelerator)
+        here = self._own and not (address or os.environ.get("RAY_ADDRESS"))
+        if here and self._gpus and not self._there:
+            # It would wait for a GPU that this machine will never have.
+            self._ray.shutdown()
+            raise InputError(
+                f"--accelerator {accelerator}: Ray, started on this machine, finds no GPU; give "
+                "the --address of a cluster that has some"
+            )
         self._running: dict[Any, Job] = {}
         self._root = root
         self._mark = ""
@@ -107,15 +113,6 @@ class RayEngine:
     @property
     def _there(self) -> int:
         return int(self._ray.cluster_resources().get("GPU" if self._gpus else "CPU", 0))
-
-    def _want_gpu(self, accelerator: str) -> None:
-        """Refuse to wait for a GPU that this machine will never have."""
-        if not self._there:
-            self._ray.shutdown()
-            raise InputError(
-                f"--accelerator {accelerator}: Ray, started on this machine, finds no GPU; give "
-                "the --address of a cluster that has some"
-            )
 
     @property
     def gpus(self) -> bool:

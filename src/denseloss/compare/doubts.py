@@ -33,7 +33,7 @@ def seen(data: SegmentationData, samples: Sequence[Sample]) -> Seen:
     """
     pixels = np.zeros((len(samples), VOID + 1), dtype=np.int64)
     for row, sample in zip(pixels, samples, strict=True):
-        row += np.bincount(data.read(sample)[1].numpy().ravel(), minlength=VOID + 1)
+        row += np.bincount(data.mask(sample).numpy().ravel(), minlength=VOID + 1)
     return seen_in(pixels[:, : data.num_classes])
 
 

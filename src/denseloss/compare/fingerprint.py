@@ -155,7 +155,7 @@ def fingerprint(
     samples = _evenly(data.train, min(limit, _affordable(data)))
     sums = _Sums(data.num_classes)
     for sample in progress(samples) if progress else samples:
-        sums.add(data.read(sample)[1].numpy(), square)
+        sums.add(data.mask(sample).numpy(), square)
     return sums.result(data, square)
 
 

@@ -529,7 +529,7 @@ def _others(found: Found) -> list[str]:
     mine = {loss_slug(comparand.loss) for comparand in found.losses}
     others = set()
     for file in found.folder.trials.glob("*/*/held_out.npz"):
-        if file.parent.parent.name in mine:
+        if file.parent.parent.name in mine or ".broken" in file.parent.name:
             continue
         with contextlib.suppress(OSError, ValueError, KeyError, InputError):
             config = tomllib.loads((file.parent / "config.toml").read_text(encoding="utf-8"))

@@ -393,7 +393,7 @@ def size_limits(data: SegmentationData) -> tuple[float, float] | None:
     areas = [
         area
         for sample in data.train[:_MOST_MASKS]
-        for area in _object_areas(data.read(sample)[1].numpy(), classes=data.num_classes)
+        for area in _object_areas(data.mask(sample).numpy(), classes=data.num_classes)
     ]
     if not areas:
         return None

@@ -9,7 +9,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from denseloss.data.files import (
@@ -103,16 +105,32 @@ class SegmentationData:
             DataError: A file cannot be read, or holds what it did not hold when it was opened.
         """
         if sample.image is None or sample.mask is None:
-            if self.scenes is None:
-                raise DataError(f"{sample.name}: is no sample of {self.source}")
-            return self.scenes.draw(sample.name)
-        raw, colour = read_mask(sample.mask)
-        mask = self.labels.decode(raw, colour=colour, path=sample.mask)
+            return self._drawn(sample)
+        mask = self._decoded(sample.mask)
         size = (mask.shape[1], mask.shape[0])
         image = read_image(sample.image, window=self.window, size=size)
         if image.shape[:2] != mask.shape:
             raise DataError(_sizes_differ(sample.image, image.shape[1::-1], sample.mask, size))
         return torch.from_numpy(image).permute(2, 0, 1).contiguous(), torch.from_numpy(mask)
+
+    def mask(self, sample: Sample) -> Tensor:
+        """The class indices alone, as `read` gives them: the image's file is not opened.
+
+        Raises:
+            DataError: As `read`, of the mask.
+        """
+        if sample.image is None or sample.mask is None:
+            return self._drawn(sample)[1]
+        return torch.from_numpy(self._decoded(sample.mask))
+
+    def _drawn(self, sample: Sample) -> tuple[Tensor, Tensor]:
+        if self.scenes is None:
+            raise DataError(f"{sample.name}: is no sample of {self.source}")
+        return self.scenes.draw(sample.name)
+
+    def _decoded(self, path: Path) -> NDArray[np.uint8]:
+        raw, colour = read_mask(path)
+        return self.labels.decode(raw, colour=colour, path=path)
 
     def describe(self) -> list[str]:
         """What was found, in plain words, one thing on a line."""

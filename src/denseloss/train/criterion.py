@@ -3,7 +3,7 @@
 import inspect
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -129,18 +129,6 @@ class TaskCriterion(nn.Module):
         self.notes = (*self.notes, note)
 
 
-class Feed(Protocol):
-    """What losses are called with, besides the logits of each map; equal feeds are shared."""
-
-    def __call__(
-        self, outputs: Sequence[Tensor], classes: Tensor, image: Tensor
-    ) -> tuple[Sequence[Tensor], Tensor, dict[str, Any]]:
-        """Return the logits of each map, the target and the options."""
-        ...
-
-    def __hash__(self) -> int: ...
-
-
 @dataclass(frozen=True)
 class Classes:
     """Class maps, for losses of exclusive classes; one channel becomes two classes."""
@@ -187,6 +175,10 @@ class Images:
         """Return the image, intensities 0 to 255."""
         del classes
         return _as_classes(outputs), denormalise(image).float(), {}
+
+
+Feed = Classes | Masks | Images
+"""What losses are called with, besides the logits of each map; terms of equal feeds are one sum."""
 
 
 def _classes(loss: LossModule) -> Classes:

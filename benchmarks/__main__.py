@@ -1,8 +1,10 @@
 """Speed and memory of the losses against what people use today.
 
-python -m benchmarks                          everything (about two hours on two cores)
-python -m benchmarks --only ciou --only ncut  some workloads
-python -m benchmarks --list                   their names and who is measured
+python -m benchmarks                           everything (about two hours on two cores)
+python -m benchmarks --only ciou --only ncut   some workloads
+python -m benchmarks --only small --only tiny  what people train with, and the cost of the calls
+python -m benchmarks --gated --dtype float32   what is wanted, and no more
+python -m benchmarks --list                    the workloads, and who is measured
 python -m benchmarks --out benchmarks/RESULTS.md --gates
 """
 
@@ -17,6 +19,7 @@ from pathlib import Path
 import torch
 
 from benchmarks import table
+from benchmarks.gates import peers
 from benchmarks.measure import ROOT, Row, Settings, measured
 from benchmarks.workloads import (
     DEFINITION,
@@ -44,7 +47,8 @@ def arguments(words: Sequence[str] | None = None) -> argparse.Namespace:
         action="append",
         default=[],
         metavar="PATTERN",
-        help="workloads by name, part of a name, or wildcard; may be repeated",
+        help="workloads by name, part of a name, wildcard, or size (large, small, tiny); "
+        "may be repeated",
     )
     add(
         "--provider",
@@ -86,6 +90,11 @@ def arguments(words: Sequence[str] | None = None) -> argparse.Namespace:
     )
     add("--gates", action="store_true", help="what was wanted, measured and met")
     add(
+        "--gated",
+        action="store_true",
+        help="only workloads, dtypes and peers that a gate names; implies --gates",
+    )
+    add(
         "--list",
         action="store_true",
         help="name the workloads and their providers, measure nothing",
@@ -98,12 +107,13 @@ def arguments(words: Sequence[str] | None = None) -> argparse.Namespace:
         near = difflib.get_close_matches(str(error.args[0]), WORKLOADS, n=3, cutoff=0.4)
         mend = f"did you mean {', '.join(near)}?" if near else f"known: {', '.join(WORKLOADS)}"
         parser.error(f"--only {error}: no workload has such a name; {mend}")
-    peers = sorted({peer.name for workload in found.workloads for peer in workload.peers})
+    known = sorted({peer.name for workload in found.workloads for peer in workload.peers})
     for pattern in found.provider:
-        if not matching(pattern, peers):
-            parser.error(f"--provider {pattern!r}: nobody here has such a name; {', '.join(peers)}")
+        if not matching(pattern, known):
+            parser.error(f"--provider {pattern!r}: nobody here has such a name; {', '.join(known)}")
     if found.device == "cuda" and not torch.cuda.is_available():
         parser.error("--device cuda: torch sees no GPU here")
+    found.gates |= found.gated
     for name in ("threads", "rounds"):
         if getattr(found, name) is not None and getattr(found, name) < 1:
             parser.error(f"--{name} must be at least 1")
@@ -126,16 +136,20 @@ def main(words: Sequence[str] | None = None) -> int:
     if given.list:
         print(listing(given.workloads))
         return 0
+    gated = peers(given.device) if given.gated else None
     settings = Settings(
         device=given.device,
         threads=given.threads,
         scale=given.scale,
         rounds=given.rounds or (3 if given.quick else 5),
         seconds=0.1 if given.quick else 0.5,
+        turns=3 if given.quick else 12,
+        together=0.05 if given.quick else 0.3,
         patience=given.patience,
         timeout=given.timeout,
         definition=given.definition,
         providers=tuple(given.provider),
+        gated=gated,
     )
     path = given.out or DEFAULT
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -146,6 +160,8 @@ def main(words: Sequence[str] | None = None) -> int:
     try:
         for workload in given.workloads:
             for dtype in given.dtype or ("float32", "bfloat16"):
+                if gated is not None and (workload.name, dtype) not in gated:
+                    continue
                 settings.say(f"{workload.name} {dtype}, {workload.shape}")
                 new = measured(workload, dtype, settings)
                 for row in new:

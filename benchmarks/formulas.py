@@ -3,6 +3,8 @@
 They are written here from the papers, with the operations (and so the temporaries) of the code in
 circulation, so that one table can hold what a package would be measured against without installing
 that package. Every one takes the logits first and returns a scalar mean over all elements.
+
+The last two are losses that the catalogue does not have, as a user writes them over our quantities.
 """
 
 from __future__ import annotations
@@ -14,6 +16,10 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from denseloss.contract import ClassMap, Logits, NonNegative, PixelWeight, Reduction, checked
+from denseloss.primitives.reduce import reduce, reduce_classes
+from denseloss.primitives.softmax import softmax_likelihood, softmax_overlap
 
 __all__ = [
     "at_target_size",
@@ -31,7 +37,9 @@ __all__ = [
     "from_labels",
     "giou",
     "iou",
+    "log_cosh_dice_loss",
     "ncut_unfold",
+    "poly1_loss",
     "quality_focal",
     "quality_focal_labels",
     "softmax_focal",
@@ -134,9 +142,10 @@ def cross_entropy(z: Tensor, labels: Tensor) -> Tensor:
 
 def cross_entropy_dice(z: Tensor, labels: Tensor, smooth: float = 1.0) -> Tensor:
     """Cross entropy plus the Dice loss of each image and class, on one-hot labels."""
+    space = tuple(range(2, z.ndim))
     p = torch.softmax(z, dim=1)
     t = F.one_hot(labels, z.shape[1]).movedim(-1, 1).to(z.dtype)
-    both, total = (p * t).sum((2, 3)), p.sum((2, 3)) + t.sum((2, 3))
+    both, total = (p * t).sum(space), p.sum(space) + t.sum(space)
     dice = 1 - (2 * both + smooth) / (total + smooth)
     return F.cross_entropy(z, labels) + dice.mean()
 
@@ -311,3 +320,37 @@ def ncut_unfold(
     tied = (w.unsqueeze(1) * neighbours(p)).sum(2)
     within, total = (p * tied).sum((2, 3)), (p * w.sum(1, keepdim=True)).sum((2, 3))
     return (classes - (within / total).sum(1)).mean()
+
+
+# --- what a user writes over our quantities -------------------------------------------------------
+
+
+@checked
+def poly1_loss(
+    logits: Logits,
+    target: ClassMap,
+    *,
+    epsilon: NonNegative = 1.0,
+    weight: PixelWeight | None = None,
+    ignore_index: int = -100,
+    reduction: Reduction = "mean",
+) -> Tensor:
+    """Leng et al. 2022, arXiv:2204.12511: -log p + ε (1 - p)."""
+    likely = softmax_likelihood(logits, target, weight, ignore_index)
+    values = likely.expected(likely.entropy + epsilon * likely.miss)
+    return reduce(values, reduction, weight=likely.weight)
+
+
+@checked
+def log_cosh_dice_loss(
+    logits: Logits,
+    target: ClassMap,
+    *,
+    weight: PixelWeight | None = None,
+    ignore_index: int = -100,
+    reduction: Reduction = "mean",
+) -> Tensor:
+    """Jadon 2020, arXiv:2006.14822, of each image and class: log cosh (1 - (2I+1)/(P+T+1))."""
+    sums = softmax_overlap(logits, target, weight, ignore_index, pool="image")
+    values = sums.dissimilarity(a=2, b=0, c=1, d=1, s=1).cosh().log()
+    return reduce_classes(values, sums, reduction, absent="count", class_weight=None)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import os
 import select
 import signal
@@ -12,14 +13,14 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from benchmarks.worker import Job, Load
+from benchmarks.worker import Answer, Job, Load
 from benchmarks.workloads import (
     DEFINITION,
     OURS,
@@ -53,10 +54,16 @@ class Settings:
     """Runs per provider and round."""
     most: int = 200
     patience: float = 120.0
+    turns: int = 12
+    """Of the providers that take turns in one process, per round."""
+    together: float = 0.3
+    """Seconds as above, of all of those turns."""
     timeout: float = 300.0
     """Seconds that a provider may take for one answer; its first one includes compiling."""
     definition: bool = False
     providers: tuple[str, ...] = ()
+    gated: Mapping[tuple[str, str], set[str]] | None = None
+    """The peers that a gate names, by workload and dtype: only they are measured; None is all."""
     say: Callable[[str], None] = field(default=lambda text: print(text, file=sys.stderr))
 
 
@@ -88,6 +95,8 @@ class Row:
     peak_extra: float | None = None
     gradient: int | None = None
     compulsory: int | None = None
+    launches: int | None = None
+    """Operators called by forward + backward, see `benchmarks.worker.Launches`."""
     others: float | None = None
     """Other processes' share of the processors meanwhile."""
     first_call_s: float | None = None
@@ -121,10 +130,15 @@ class Row:
         return "; ".join(said)
 
 
+class GoneError(Exception):
+    """A worker that will answer no more, and why."""
+
+
 class Worker:
-    """A process that measures one provider."""
+    """A process that measures one provider, or several that take turns."""
 
     def __init__(self, job: Job, timeout: float) -> None:
+        self.providers = job.providers
         self.timeout = timeout
         self.errors = tempfile.TemporaryFile()  # noqa: SIM115 - closed with the worker
         self.process = subprocess.Popen(
@@ -136,41 +150,51 @@ class Worker:
             env=_environment(job),
         )
         self.unread = b""
-        self.greeting = self._answer()
+        self.greeting: dict[str, Answer]
+        try:
+            self.greeting = self._answer()
+        except GoneError as gone:
+            self.greeting = self._all_failed(gone)
 
-    def ask(self, **request: float) -> dict[str, Any]:
+    def ask(self, turns: int, **request: float) -> list[dict[str, Answer]]:
+        """What each provider answers, turn by turn."""
         assert self.process.stdin is not None
         try:
-            self.process.stdin.write(json.dumps(request).encode() + b"\n")
+            self.process.stdin.write(json.dumps({"turns": turns, **request}).encode() + b"\n")
             self.process.stdin.flush()
+            found: list[dict[str, Answer]] = self._answer()
+            return found
         except BrokenPipeError:
-            return self._dead()
-        return self._answer()
+            return [self._all_failed(self._dead())] * turns
+        except GoneError as gone:
+            return [self._all_failed(gone)] * turns
 
-    def _answer(self) -> dict[str, Any]:
+    def _all_failed(self, gone: GoneError) -> dict[str, Answer]:
+        return {name: {"status": "error", "note": str(gone)} for name in self.providers}
+
+    def _answer(self) -> Any:
         assert self.process.stdout is not None
         until = time.monotonic() + self.timeout
         pipe = self.process.stdout.fileno()
         while b"\n" not in self.unread:
             if not select.select([pipe], [], [], max(0.0, until - time.monotonic()))[0]:
                 self.process.kill()
-                return {"status": "error", "note": f"gave up after {self.timeout:g} s"}
+                raise GoneError(f"gave up after {self.timeout:g} s")
             chunk = os.read(pipe, 65536)
             if not chunk:
-                return self._dead()
+                raise self._dead()
             self.unread += chunk
         line, self.unread = self.unread.split(b"\n", 1)
-        answer: dict[str, Any] = json.loads(line)
-        return answer
+        return json.loads(line)
 
-    def _dead(self) -> dict[str, Any]:
+    def _dead(self) -> GoneError:
         code = self.process.wait()
         self.errors.seek(0)
         words = self.errors.read().decode(errors="replace").strip().splitlines()
         fatal = [line for line in words if line.startswith("Fatal")] or words[-1:]
         end = signal.Signals(-code).name if code < 0 else f"code {code}"
         why = fatal[0][:160] if fatal else "it said nothing"
-        return {"status": "error", "note": f"the process ended with {end}: {why}"}
+        return GoneError(f"the process ended with {end}: {why}")
 
     def close(self) -> None:
         if self.process.stdin:
@@ -230,83 +254,118 @@ class Patience:
             self.left -= 0.2 + pause
             pause = min(2 * pause, 3.0)
 
-    def measured(self, worker: Worker, **request: float) -> dict[str, Any]:
+    def measured(self, worker: Worker, turns: int, **request: float) -> list[dict[str, Answer]]:
         """The least disturbed of a few answers."""
-        best: dict[str, Any] | None = None
+        best: list[dict[str, Answer]] = []
+        least = math.inf
         for _ in range(REPEATS):
             self.wait()
             start = time.monotonic()
-            answer = worker.ask(**request)
-            if "step" not in answer:
-                return answer
-            if best is None or (answer["others"] or 0) < (best["others"] or 0):
-                best = answer
-            if (answer["others"] or 0) <= DISTURBED or self.left <= 0:
+            found = worker.ask(turns, **request)
+            others = max(
+                (a.get("others") or 0.0 for turn in found for a in turn.values()), default=0.0
+            )
+            if others < least:
+                best, least = found, others
+            if others <= DISTURBED or self.left <= 0:
                 break
             self.left -= time.monotonic() - start
-        assert best is not None
         return best
 
 
 def measured(workload: Workload, dtype: str, settings: Settings) -> list[Row]:
     """The rows of a workload, ours first."""
+    wanted = _wanted(workload, dtype, settings)
     with tempfile.TemporaryDirectory(prefix="denseloss-benchmark-") as folder:
-        yardstick = str(Path(folder) / "definition.pt")
 
-        def job(provider: str, *, memory: bool) -> Job:
+        def job(*providers: str, memory: bool = False) -> Job:
             return Job(
                 workload.name,
-                provider,
+                providers,
                 dtype,
                 settings.device,
-                settings.threads,
+                1 if workload.tiny else settings.threads,
                 settings.scale,
                 memory,
-                yardstick,
+                str(Path(folder) / "definition.pt"),
             )
 
-        with Worker(job(DEFINITION, memory=True), settings.timeout) as once:
-            definition = once.greeting
-        if definition["status"] != "ok":
-            settings.say(f"  the definition failed: {definition.get('note')}")
-
-        def start(provider: Provider) -> tuple[Row, Worker | None]:
-            row = _row(workload, dtype, settings, provider)
-            if provider.name == DEFINITION:
-                remembered = definition
-            else:
-                with Worker(job(provider.name, memory=True), settings.timeout) as once:
-                    remembered = once.greeting
-            _take(row, remembered)
-            if row.status != "ok":
-                return row, None
-            worker = Worker(job(provider.name, memory=False), settings.timeout)
-            _take(row, worker.greeting)
-            if row.status == "ok":
-                return row, worker
-            worker.close()
-            return row, None
-
-        started: list[tuple[Row, Worker | None]] = []
+        start = _start_together if workload.together else _start_apart
+        rows, workers = start(workload, dtype, settings, wanted, job)
         try:
-            # Nothing is timed yet: two at once, as importing and compiling take one core each.
-            with ThreadPoolExecutor(2) as pool:
-                for pair in pool.map(start, _wanted(workload, dtype, settings)):
-                    started.append(pair)
-            _take_turns(started, settings)
+            _take_turns(rows, workers, settings, together=workload.together)
         finally:
-            for _, worker in started:
-                if worker:
-                    worker.close()
-    for row, _ in started:
-        _judge(row, workload.provider(row.provider))
-    return [row for row, _ in started]
+            for worker in workers:
+                worker.close()
+    for name, row in rows.items():
+        _judge(row, workload.provider(name))
+    return list(rows.values())
+
+
+Jobs = Callable[..., Job]
+Started = tuple[dict[str, Row], list[Worker]]
+"""A row for each provider, and who measures them."""
+
+
+def _start_together(
+    workload: Workload, dtype: str, settings: Settings, wanted: Sequence[Provider], job: Jobs
+) -> Started:
+    """One process for all; the definition comes first, as the others are compared with it."""
+    rows = {provider.name: _row(workload, dtype, settings, provider) for provider in wanted}
+    worker = Worker(job(*dict.fromkeys([DEFINITION, *rows])), settings.timeout)
+    _definition_said(worker.greeting[DEFINITION], settings)
+    for name, row in rows.items():
+        _take(row, worker.greeting[name])
+    return rows, [worker]
+
+
+def _start_apart(
+    workload: Workload, dtype: str, settings: Settings, wanted: Sequence[Provider], job: Jobs
+) -> Started:
+    """A process for each, and before it one that measures memory, and the definition's first."""
+
+    def remembered(name: str) -> Answer:
+        with Worker(job(name, memory=True), settings.timeout) as once:
+            return once.greeting[name]
+
+    definition = remembered(DEFINITION)
+    _definition_said(definition, settings)
+
+    def start(provider: Provider) -> tuple[Row, Worker | None]:
+        name, row = provider.name, _row(workload, dtype, settings, provider)
+        _take(row, definition if name == DEFINITION else remembered(name))
+        if row.status != "ok":
+            return row, None
+        worker = Worker(job(name), settings.timeout)
+        _take(row, worker.greeting[name])
+        return row, worker
+
+    rows: dict[str, Row] = {}
+    workers: list[Worker] = []
+    try:
+        # Nothing is timed yet: two at once, as importing and compiling take one core each.
+        with ThreadPoolExecutor(2) as pool:
+            for row, worker in pool.map(start, wanted):
+                rows[row.provider] = row
+                workers += [worker] if worker else []
+    except BaseException:
+        for worker in workers:
+            worker.close()
+        raise
+    return rows, workers
+
+
+def _definition_said(answer: Answer, settings: Settings) -> None:
+    if answer["status"] != "ok":
+        settings.say(f"  the definition failed: {answer.get('note')}")
 
 
 def _wanted(workload: Workload, dtype: str, settings: Settings) -> list[Provider]:
     peers = {peer.name for peer in workload.peers}
     if settings.providers:
         peers = {name for pattern in settings.providers for name in matching(pattern, peers)}
+    if settings.gated is not None:
+        peers &= settings.gated.get((workload.name, dtype), set())
     ours = {OURS, *([OURS_FLOAT32] * (dtype != "float32")), *([DEFINITION] * settings.definition)}
     return [provider for provider in workload.providers() if provider.name in peers | ours]
 
@@ -324,7 +383,7 @@ def _row(workload: Workload, dtype: str, settings: Settings, provider: Provider)
     )
 
 
-def _take(row: Row, answer: dict[str, Any]) -> None:
+def _take(row: Row, answer: Answer) -> None:
     """Into the row what the worker says of itself."""
     for name, value in answer.items():
         if name != "note":
@@ -333,30 +392,36 @@ def _take(row: Row, answer: dict[str, Any]) -> None:
             row.note = value
 
 
-def _take_turns(started: Sequence[tuple[Row, Worker | None]], settings: Settings) -> None:
-    """Time everybody in every round, so that a slow minute of the machine is everybody's."""
+def _take_turns(
+    rows: dict[str, Row], workers: Sequence[Worker], settings: Settings, *, together: bool
+) -> None:
+    """Time everybody in every turn, so that a slow minute of the machine is everybody's."""
     patience = Patience(settings.patience, settings.device)
-    request = {"seconds": settings.seconds, "least": settings.least, "most": settings.most}
-    answers: list[list[dict[str, Any] | None]] = [[] for _ in started]
+    turns = settings.turns if together else 1
+    request = {
+        "seconds": settings.together / turns if together else settings.seconds,
+        "least": settings.least,
+        "most": settings.most,
+    }
+    answers: dict[str, list[Answer | None]] = {name: [] for name in rows}
     for _ in range(settings.rounds):
-        for (row, worker), mine in zip(started, answers, strict=True):
-            answer = None
-            if worker and row.status == "ok":
-                answer = patience.measured(worker, **request)
-                if "step" not in answer:
+        alive = [
+            w for w in workers if any(rows[n].status == "ok" for n in w.providers if n in rows)
+        ]
+        found = [patience.measured(worker, turns, **request) for worker in alive]
+        for parts in zip(*found, strict=True):
+            turn = {name: answer for part in parts for name, answer in part.items()}
+            for name, row in rows.items():
+                answer = turn.get(name)
+                if answer and "step" not in answer:
                     _take(row, answer)
                     answer = None
-            mine.append(answer)
-    ours = next(
-        (mine for (row, _), mine in zip(started, answers, strict=True) if row.provider == OURS), []
-    )
-    for (row, _), mine in zip(started, answers, strict=True):
-        _summarise(row, mine, ours)
+                answers[name].append(answer)
+    for name, row in rows.items():
+        _summarise(row, answers[name], answers.get(OURS, []))
 
 
-def _summarise(
-    row: Row, answers: Sequence[dict[str, Any] | None], ours: Sequence[dict[str, Any] | None]
-) -> None:
+def _summarise(row: Row, answers: Sequence[Answer | None], ours: Sequence[Answer | None]) -> None:
     there = [answer for answer in answers if answer]
     if not there:
         return
@@ -366,7 +431,8 @@ def _summarise(
     if len(steps) > 1:
         low, _, high = statistics.quantiles(steps, n=4, method="inclusive")
         row.quartiles = (low, high)
-    row.forward = statistics.median(statistics.median(answer["forward"]) for answer in there)
+    if all(answer["forward"] for answer in there):
+        row.forward = statistics.median(statistics.median(answer["forward"]) for answer in there)
     row.runs, row.rounds = len(steps), len(there)
     pairs = [(a, b) for a, b in zip(answers, ours, strict=False) if a and b]
     if pairs:
@@ -379,7 +445,7 @@ def _summarise(
     row.others = statistics.median(shares) if shares and row.device == "cpu" else None
 
 
-def _median(answer: dict[str, Any]) -> float:
+def _median(answer: Answer) -> float:
     return float(statistics.median(answer["step"]))
 
 

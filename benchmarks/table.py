@@ -36,6 +36,7 @@ COLUMNS = (
     "over floor",
     "peak extra MiB",
     "over gradient",
+    "operators",
     "notes",
 )
 LEGEND = """\
@@ -44,7 +45,12 @@ without gradients; ms unless said. **ours is**: how many times faster ours is th
 median over rounds in which all took turns. **over floor**: the median over a warm copy that moves \
 the compulsory bytes (each input read once, the gradient written once), timed in the same process. \
 **peak extra**: memory of a step beyond what was there before it, the gradient included, in a \
-process of its own; **over gradient**: that over the size of the gradient."""
+process of its own; **over gradient**: that over the size of the gradient. **operators**: how many \
+calls of forward + backward reach torch's dispatcher below autograd, aten's and ours alike; views \
+and new tensors count, what an operator of ours does inside does not.
+
+Large workloads: each implementation in a process of its own. Small ones (`small_`): all in one \
+process, in many short turns. Tiny ones (`tiny_`): likewise, on one thread."""
 
 
 def header(settings: Settings) -> dict[str, str]:
@@ -55,7 +61,8 @@ def header(settings: Settings) -> dict[str, str]:
         "device": settings.device,
         "processor": f"{_processor()}, {torch.backends.cpu.get_cpu_capability()}",
         "threads": f"{settings.threads}, OMP_WAIT_POLICY=passive",
-        "rounds": f"{settings.rounds} of {settings.seconds:g} s or {settings.least} runs",
+        "rounds": f"{settings.rounds} of {settings.seconds:g} s or {settings.least} runs; "
+        f"where all are in one process, of {settings.together:g} s in {settings.turns} turns",
         "python": platform.python_version(),
     }
     if settings.device == "cuda":
@@ -103,7 +110,7 @@ def _version(library: str) -> str:
 def markdown(head: dict[str, str], rows: Sequence[Row], *, gates: bool = False) -> str:
     """The whole document."""
     about = "\n".join(f"- {name}: {value}" for name, value in head.items())
-    parts = ["# Benchmarks", about, LEGEND, _grid(COLUMNS, _cells(rows), right=range(2, 10))]
+    parts = ["# Benchmarks", about, LEGEND, _grid(COLUMNS, _cells(rows), right=range(2, 11))]
     if gates:
         parts += ["## Gates", gates_table(head, rows)]
     return "\n\n".join(parts) + "\n"
@@ -127,6 +134,7 @@ def _cells(rows: Iterable[Row]) -> Iterable[tuple[str, ...]]:
             "–" if row.floor is None else f"{_short(row.floor)} x",
             "–" if row.peak_extra is None or row.tiny else _short(row.peak_extra / MEBI),
             "–" if row.peak_ratio is None or row.tiny else f"{row.peak_ratio:.2f}",
+            "–" if row.launches is None else str(row.launches),
             row.remarks(),
         )
 
@@ -165,7 +173,7 @@ def gates_table(head: dict[str, str], rows: Sequence[Row]) -> str:
 
 def _verdict(gate: Gate, measured: float, rows: Sequence[Row]) -> str:
     met = "yes" if gate.met(measured) else "**no**"
-    timed = gate.kind in ("speed", "floor", "us")
+    timed = gate.kind in ("speed", "time", "formula", "floor", "us")
     return f"{met}, while busy" if timed and any(r.busy for r in gate.compared(rows)) else met
 
 

@@ -1,8 +1,12 @@
-"""The process that measures one provider on one workload: python -m benchmarks.worker JOB.
+"""The process that measures providers on one workload: python -m benchmarks.worker JOB.
 
 It prepares itself, answers with one line of JSON, and then answers one line for each line it reads,
 so that the parent can take turns between providers which all stay warm. What it times, its own
 share of the processors, and the copy bandwidth all come from this one process.
+
+A large workload has a process for each provider, so that none of them finds the memory that
+another one has left. The providers of a small or tiny one take many short turns in one process:
+what disturbs then disturbs all of them alike.
 """
 
 from __future__ import annotations
@@ -21,6 +25,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from benchmarks.workloads import (
     DEFINITION,
@@ -29,7 +34,11 @@ from benchmarks.workloads import (
     Loss,
     Maker,
     NotThereYetError,
+    compiled_name,
 )
+from denseloss import backend
+
+Answer = dict[str, Any]
 
 MEBI = 2**20
 
@@ -39,13 +48,15 @@ class Job:
     """What a worker is to do."""
 
     workload: str
-    provider: str
+    providers: tuple[str, ...]
+    """Several take turns."""
     dtype: str
     device: str
     threads: int
     scale: float
     memory: bool = False
-    """Measure memory and compare with the definition, and end; else time on demand."""
+    """Measure the memory of one provider and compare it with the definition, and end; else time on
+    demand."""
     yardstick: str = ""
     """The file of the definition's value and gradient: written by it, read by the others."""
 
@@ -56,26 +67,28 @@ class Job:
 class Bench:
     """One loss on its inputs."""
 
-    def __init__(self, job: Job) -> None:
+    def __init__(self, job: Job, provider: str) -> None:
         if job.device == "cpu":
             torch.set_num_threads(job.threads)
         self.device = job.device
         self.workload = WORKLOADS[job.workload]
-        dtype = "float32" if job.provider == OURS_FLOAT32 else job.dtype
+        self.provider = self.workload.provider(provider)
+        dtype = "float32" if provider == OURS_FLOAT32 else job.dtype
         make = Maker(getattr(torch, dtype), job.device, job.scale)
         self.leaf, *self.rest = self.workload.inputs(make)
         self.leaf.requires_grad_()
-        if job.provider == DEFINITION:
-            from denseloss import backend
+        loss = self.provider.load()
+        self.loss: Loss = by_definition(loss) if provider == DEFINITION else loss
+        self.step: Callable[[], Tensor] = self._whole if self.provider.step else self._both
 
-            backend.use("reference")
-        self.loss: Loss = self.workload.provider(job.provider).load()
-
-    def step(self) -> Tensor:
+    def _both(self) -> Tensor:
         """Forward and backward to the gradient of the leaf."""
         value = self.loss(self.leaf, *self.rest)
         value.backward()  # type: ignore[no-untyped-call]
-        return value.detach()
+        return value
+
+    def _whole(self) -> Tensor:
+        return self.loss(self.leaf, *self.rest)
 
     def forward(self) -> None:
         with torch.no_grad():
@@ -101,15 +114,16 @@ class Bench:
 
     # --- time -------------------------------------------------------------------------------------
 
-    def time(self, seconds: float, least: int, most: int) -> dict[str, Any]:
+    def time(self, seconds: float, least: int, most: int) -> Answer:
         """Milliseconds of each run of the step, the forward pass alone, and the copy."""
-        load = Load()
         measure = self._time_cuda if self.device == "cuda" else self._time_cpu
         step = measure(self.step, seconds, least, most, self.clear)
-        forward = measure(self.forward, seconds / 3, min(least, 2), most, None)
+        forward = []
+        if not self.provider.step:
+            forward = measure(self.forward, seconds / 3, min(least, 2), most, None)
         copy = [] if self.workload.tiny else measure(self.copy(), seconds / 6, 3, 30, None)
         self.clear()
-        return {"step": step, "forward": forward, "copy": copy, "others": load.others()}
+        return {"step": step, "forward": forward, "copy": copy}
 
     def _time_cpu(
         self,
@@ -195,7 +209,47 @@ class Bench:
         self.clear()
         value = self.step()
         assert self.leaf.grad is not None
-        return value.double().cpu(), self.leaf.grad.cpu()
+        return value.detach().double().cpu(), self.leaf.grad.cpu()
+
+    # --- operators --------------------------------------------------------------------------------
+
+    def launches(self) -> int | None:
+        """How many operators a step calls; None where it is compiled into one of its own."""
+        if self.provider.name.startswith(compiled_name("")):
+            return None
+        self.clear()
+        found = Launches()
+        with found:
+            self.step()
+        return found.count
+
+
+class Launches(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Counts every operator that torch's dispatcher is asked for below autograd: aten's and ours.
+
+    Views and new tensors count as much as arithmetic. What an operator of ours does inside, the
+    room for its results too, does not: it is one launch.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.count = 0
+
+    def __torch_dispatch__(
+        self, function: Any, types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
+        self.count += 1
+        return function(*args, **(kwargs or {}))
+
+
+def by_definition(loss: Loss) -> Loss:
+    """A loss of ours whose quantities are their definitions."""
+
+    def run(*inputs: Tensor) -> Tensor:
+        with backend.use("reference"):
+            return loss(*inputs)
+
+    return run
 
 
 class Load:
@@ -250,45 +304,71 @@ def difference(found: Tensor, expected: Tensor) -> float:
     return distance / scale if scale else distance
 
 
-def remember(job: Job, bench: Bench) -> dict[str, Any]:
-    """Memory and agreement with the definition."""
+def remember(job: Job, bench: Bench) -> Answer:
+    """Memory, where it is asked for; the number of operators; and agreement with the definition."""
     for _ in range(2):
         bench.clear()
         bench.step()
-    answer: dict[str, Any] = {"peak_extra": bench.peak_extra()}
+    answer: Answer = {"peak_extra": bench.peak_extra()} if job.memory else {}
     answer["gradient"] = bench.leaf.numel() * bench.leaf.element_size()
+    if bench.workload.tiny:
+        answer["launches"] = bench.launches()
     value, gradient = bench.result()
-    if job.provider == DEFINITION:
+    if bench.provider.name == DEFINITION:
         torch.save((value, gradient), job.yardstick)
     elif Path(job.yardstick).exists():
         expected, slope = torch.load(job.yardstick)
         answer["value_error"] = difference(value, expected)
         answer["gradient_error"] = difference(gradient, slope)
+    bench.clear()
     return answer
 
 
-def prepare(job: Job) -> tuple[Bench | None, dict[str, Any]]:
+def prepare(job: Job, provider: str) -> tuple[Bench | None, Answer]:
     """The bench, warmed up, and what to say about it; None where it cannot be."""
     try:
-        bench = Bench(job)
+        bench = Bench(job, provider)
         start = time.perf_counter()
         bench.step()
         bench.synchronize()
         first = time.perf_counter() - start
-        bench.forward()  # compiled code is another one without gradients
+        if not bench.provider.step:
+            bench.forward()  # compiled code is another one without gradients
         bench.clear()
+        answer = {"status": "ok", "first_call_s": first, "compulsory": bench.compulsory()}
+        if job.memory or len(job.providers) > 1:
+            answer |= remember(job, bench)
     except NotThereYetError as error:
         return None, {"status": "not there yet", "note": str(error)}
     except ModuleNotFoundError as error:
         return None, {"status": "not installed", "note": str(error)}
     except Exception as error:  # a provider that fails must not stop the others
         return None, failure(error)
-    return bench, {"status": "ok", "first_call_s": first, "compulsory": bench.compulsory()}
+    return bench, answer
 
 
-def failure(error: Exception) -> dict[str, Any]:
+def failure(error: Exception) -> Answer:
     lines = str(error).strip().splitlines() or [""]
     return {"status": "error", "note": f"{type(error).__name__}: {lines[0]}"[:200]}
+
+
+def take_turns(benches: dict[str, Bench], turns: int, **limits: Any) -> list[dict[str, Answer]]:
+    """What each provider measures in each turn; one that fails is left out from then on."""
+    load = Load()
+    found: list[dict[str, Answer]] = []
+    for _ in range(turns):
+        found.append({})
+        for name, bench in list(benches.items()):
+            try:
+                found[-1][name] = bench.time(**limits)
+            except Exception as error:
+                found[-1][name] = failure(error)
+                del benches[name]
+    others = load.others()
+    for turn in found:
+        for answer in turn.values():
+            answer["others"] = others
+    return found
 
 
 def main() -> None:
@@ -298,25 +378,16 @@ def main() -> None:
     answers = os.fdopen(os.dup(1), "w", buffering=1)
     os.dup2(2, 1)
 
-    def say(answer: dict[str, Any]) -> None:
+    def say(answer: object) -> None:
         answers.write(json.dumps(answer) + "\n")
 
-    bench, greeting = prepare(job)
-    if bench is None:
-        say(greeting)
+    prepared = {name: prepare(job, name) for name in job.providers}
+    say({name: greeting for name, (_, greeting) in prepared.items()})
+    benches = {name: bench for name, (bench, _) in prepared.items() if bench is not None}
+    if job.memory or not benches:
         return
-    if job.memory:
-        try:
-            say(greeting | remember(job, bench))
-        except Exception as error:
-            say(failure(error))
-        return
-    say(greeting)
     for line in sys.stdin:
-        try:
-            say(bench.time(**json.loads(line)))
-        except Exception as error:
-            say(failure(error))
+        say(take_turns(benches, **json.loads(line)))
 
 
 if __name__ == "__main__":

@@ -19,6 +19,7 @@ from torch import Tensor
 import denseloss
 from benchmarks import formulas
 from denseloss import compose, functional
+from denseloss.module import loss_module
 
 Inputs = tuple[Tensor, ...]
 Loss = Callable[..., Tensor]
@@ -39,6 +40,9 @@ TWO_ENTROPIES = "two cross entropies"
 ONE_SOFTMAX = "one log-softmax"
 UNFOLD = "unfold formula"
 RESIZED = "F.interpolate + F.cross_entropy"
+POLY1 = "a user's poly-1 cross entropy"
+LOG_COSH = "a user's cross entropy + log-cosh Dice"
+FLOOR = "two reads and a fresh write"
 F_CE = "F.cross_entropy"
 F_BCE = "F.binary_cross_entropy_with_logits"
 
@@ -56,6 +60,8 @@ class Provider:
     """Imports what it needs and returns the loss, a function of the workload's inputs."""
     other: str = ""
     """Where it is another loss, named for the scale of things: in which way."""
+    step: bool = False
+    """It is no loss but a whole step, which leaves a gradient at the leaf."""
 
 
 @dataclass(frozen=True)
@@ -74,8 +80,18 @@ class Workload:
     """The shape of computation: P, S, R, B, N (cut) or U (fused upsampling)."""
     ours: Callable[[], Loss] | None = None
     """How we are called, where that is not with the definition's arguments."""
-    tiny: bool = False
-    """So small that the cost of the call is what is measured."""
+    size: str = "large"
+    """large: everybody in a process of their own, with memory; small: all in one process, turn by
+    turn; tiny: likewise on one thread, so small that the cost of the calls is what is measured."""
+
+    @property
+    def tiny(self) -> bool:
+        return self.size == "tiny"
+
+    @property
+    def together(self) -> bool:
+        """Whether one process measures all providers."""
+        return self.size != "large"
 
     def providers(self) -> tuple[Provider, ...]:
         """Everybody, we first."""
@@ -112,16 +128,17 @@ class Maker:
     def uniform(self, *shape: int, low: float = 0.0, high: float = 1.0) -> Tensor:
         return self._to(torch.rand(shape, generator=self.generator) * (high - low) + low)
 
-    def labels(self, *shape: int, classes: int) -> Tensor:
+    def labels(self, images: int, *space: int, classes: int) -> Tensor:
         """Labels in blobs of 8 x 8 pixels, as segments are; every one of the classes is likely."""
-        *images, height, width = shape
-        coarse = (*images, -(-height // 8), -(-width // 8))
+        coarse = (images, *(-(-extent // 8) for extent in space))
         drawn = torch.randint(classes, coarse, generator=self.generator)
-        drawn = drawn.repeat_interleave(8, -2).repeat_interleave(8, -1)
-        return drawn[..., :height, :width].contiguous().to(self.device)
+        for axis, extent in enumerate(space, start=1):
+            drawn = drawn.repeat_interleave(8, axis).narrow(axis, 0, extent)
+        return drawn.contiguous().to(self.device)
 
-    def mask(self, *shape: int) -> Tensor:
-        return self.labels(*shape, classes=2).to(self.dtype)
+    def mask(self, images: int, *space: int) -> Tensor:
+        """[n 1 *s]"""
+        return self.labels(images, *space, classes=2).to(self.dtype).unsqueeze(1)
 
     def image(self, *shape: int) -> Tensor:
         """Smooth colours with a little noise, whole numbers of 0 to 255 (exact in bfloat16)."""
@@ -277,22 +294,58 @@ def smp_dice_bce() -> Provider:
     return Provider(SMP, load, other="pools the batch, no smoothing")
 
 
+def poly1(*, resized: bool = False) -> Provider:
+    """A formula that is not in the catalogue, over the map that cross entropy is made of."""
+
+    def load() -> Loss:
+        mine = loss_module(formulas.poly1_loss)()
+        return compose.AtTargetSize(mine) if resized else mine
+
+    return Provider(POLY1, load, other="(1 - p) more")
+
+
+def log_cosh(*, resized: bool = False) -> Provider:
+    """A region loss that is not in the catalogue, over the sums that Dice is made of."""
+
+    def load() -> Loss:
+        mine = loss_module(formulas.log_cosh_dice_loss)()
+        loss = compose.WeightedSum(cross_entropy=denseloss.CrossEntropyLoss(), mine=mine)
+        return compose.AtTargetSize(loss) if resized else loss
+
+    return Provider(LOG_COSH, load, other="log cosh of each Dice")
+
+
+def floor() -> Provider:
+    """What a loss of two passes must move: it reads the logits twice and writes their gradient.
+
+    Into fresh memory, as a gradient is, page faults included.
+    """
+
+    def step(z: Tensor, *_: Tensor) -> Tensor:
+        logits = z.detach()
+        total = logits.sum()
+        z.grad = logits.clone()
+        return total
+
+    return Provider(FLOOR, lambda: step, other="no loss", step=True)
+
+
 # --- workloads ------------------------------------------------------------------------------------
 
 
 def _masks(images: int, side: int) -> Callable[[Maker], Inputs]:
     def inputs(make: Maker) -> Inputs:
         shape = (images, 1, make.size(side), make.size(side))
-        return make.normal(*shape), make.mask(*shape)
+        return make.normal(*shape), make.mask(images, *shape[2:])
 
     return inputs
 
 
-def _classes(images: int, classes: int, side: int, shrink: int = 1) -> Callable[[Maker], Inputs]:
+def _classes(images: int, classes: int, *space: int, shrink: int = 1) -> Callable[[Maker], Inputs]:
     def inputs(make: Maker) -> Inputs:
-        small = make.size(side // shrink)
-        labels = make.labels(images, small * shrink, small * shrink, classes=classes)
-        return make.normal(images, classes, small, small), labels
+        small = [make.size(extent // shrink) for extent in space]
+        labels = make.labels(images, *(extent * shrink for extent in small), classes=classes)
+        return make.normal(images, classes, *small), labels
 
     return inputs
 
@@ -341,15 +394,15 @@ def _segmentation() -> Iterable[Workload]:
     yield Workload(
         "cross_entropy",
         "4x21x512x512",
-        _classes(4, 21, 512),
+        _classes(4, 21, 512, 512),
         functional.cross_entropy_loss,
-        (ready(F_CE, F.cross_entropy), compiled(F_CE, F.cross_entropy)),
+        (ready(F_CE, F.cross_entropy), compiled(F_CE, F.cross_entropy), poly1()),
         "S",
     )
     yield Workload(
         "cross_entropy_dice",
         "4x21x512x512",
-        _classes(4, 21, 512),
+        _classes(4, 21, 512, 512),
         compose.parse("cross_entropy + dice"),
         (
             monai_dice_ce(),
@@ -357,13 +410,15 @@ def _segmentation() -> Iterable[Workload]:
             kornia_dice_ce(),
             compiled(PLAIN, formulas.cross_entropy_dice),
             ready(F_CE, F.cross_entropy, other="no Dice"),
+            log_cosh(),
+            floor(),
         ),
         "S",
     )
     yield Workload(
         "softmax_focal",
         "4x21x512x512",
-        _classes(4, 21, 512),
+        _classes(4, 21, 512, 512),
         functional.focal_loss,
         (
             monai_focal(softmax=True),
@@ -379,16 +434,16 @@ def _segmentation() -> Iterable[Workload]:
     yield Workload(
         "upsampled_cross_entropy",
         "4x21x128x128 to 512x512",
-        _classes(4, 21, 512, shrink=4),
+        _classes(4, 21, 512, 512, shrink=4),
         compose.AtTargetSize(denseloss.CrossEntropyLoss()),
-        (ready(RESIZED, resized_ce), compiled(RESIZED, resized_ce)),
+        (ready(RESIZED, resized_ce), compiled(RESIZED, resized_ce), poly1(resized=True)),
         "U",
     )
     resized_both = formulas.at_target_size(formulas.cross_entropy_dice)
     yield Workload(
         "upsampled_cross_entropy_dice",
         "4x21x128x128 to 512x512",
-        _classes(4, 21, 512, shrink=4),
+        _classes(4, 21, 512, 512, shrink=4),
         compose.AtTargetSize(compose.parse("cross_entropy + dice")),
         (
             ready(f"F.interpolate + {PLAIN}", resized_both),
@@ -398,6 +453,7 @@ def _segmentation() -> Iterable[Workload]:
             ),
             compiled(f"F.interpolate + {PLAIN}", resized_both),
             ready(RESIZED, resized_ce, other="no Dice"),
+            log_cosh(resized=True),
         ),
         "U",
     )
@@ -557,11 +613,95 @@ def _affinity() -> Iterable[Workload]:
         )
 
 
+# What people train with: two to four classes, crops, a few images.
+CLASSES = (
+    (16, 3, 96, 96),
+    (8, 4, 128, 128),
+    (8, 2, 256, 256),
+    (2, 3, 512, 512),
+    (2, 2, 64, 64, 64),
+)
+MASKS = ((16, 96), (8, 256), (8, 512))
+
+
+def named(shape: Iterable[int]) -> str:
+    return "x".join(map(str, shape))
+
+
+def _small() -> Iterable[Workload]:
+    for shape in CLASSES:
+        images, classes, *space = shape
+        yield Workload(
+            f"small_cross_entropy_{named(shape)}",
+            named(shape),
+            _classes(images, classes, *space),
+            functional.cross_entropy_loss,
+            (ready(F_CE, F.cross_entropy), poly1()),
+            "S",
+            size="small",
+        )
+        yield Workload(
+            f"small_cross_entropy_dice_{named(shape)}",
+            named(shape),
+            _classes(images, classes, *space),
+            compose.parse("cross_entropy + dice"),
+            (
+                monai_dice_ce(),
+                compiled(PLAIN, formulas.cross_entropy_dice),
+                ready(F_CE, F.cross_entropy, other="no Dice"),
+                log_cosh(),
+            ),
+            "S",
+            size="small",
+        )
+        if len(space) == 2:
+            yield from _small_resized(shape)
+    for images, side in MASKS:
+        shape = (images, 1, side, side)
+        yield Workload(
+            f"small_binary_dice_bce_{named(shape)}",
+            named(shape),
+            _masks(images, side),
+            compose.parse("binary_cross_entropy + binary_dice"),
+            (monai_dice_ce(binary=True),),
+            "R",
+            size="small",
+        )
+
+
+def _small_resized(shape: tuple[int, ...]) -> Iterable[Workload]:
+    images, classes, *space = shape
+    quarter = named((images, classes, *(extent // 4 for extent in space)))
+    for loss, name, user in (
+        (denseloss.CrossEntropyLoss(), "cross_entropy", poly1(resized=True)),
+        (compose.parse("cross_entropy + dice"), "cross_entropy_dice", log_cosh(resized=True)),
+    ):
+        yield Workload(
+            f"small_upsampled_{name}_{named(shape)}",
+            f"{quarter} to {named(space)}",
+            _classes(images, classes, *space, shrink=4),
+            compose.AtTargetSize(loss),
+            (user,),
+            "U",
+            size="small",
+        )
+
+
+def one_class_cross_entropy() -> Provider:
+    """F.cross_entropy of the same logits: the measure of what a call costs."""
+
+    def loss(z: Tensor, _: Tensor) -> Tensor:
+        return F.cross_entropy(z, nothing)
+
+    nothing = torch.zeros(1, 8, 8, dtype=torch.long)
+    return ready(F_CE, loss, other="one class")
+
+
 def _tiny() -> Iterable[Workload]:
     yield Workload(
         "tiny_focal",
         "1x1x8x8",
-        lambda make: (make.normal(1, 1, 8, 8), make.mask(1, 1, 8, 8)),
+        _masks(1, 8),
         functional.binary_focal_loss,
         (
             torchvision_focal(),
@@ -569,22 +709,51 @@ def _tiny() -> Iterable[Workload]:
             ready(F_BCE, F.binary_cross_entropy_with_logits, other="no focus"),
         ),
         "P",
-        tiny=True,
+        size="tiny",
     )
-    yield Workload(
-        "tiny_cross_entropy",
-        "1x3x8x8",
-        lambda make: (make.normal(1, 3, 8, 8), make.labels(1, 8, 8, classes=3)),
-        functional.cross_entropy_loss,
-        (ready(F_CE, F.cross_entropy), compiled(F_CE, F.cross_entropy)),
-        "S",
-        tiny=True,
-    )
+    binary: dict[str, tuple[Loss, tuple[Provider, ...], str]] = {
+        "binary_cross_entropy": (
+            functional.binary_cross_entropy_loss,
+            (ready(F_BCE, F.binary_cross_entropy_with_logits),),
+            "P",
+        ),
+        "binary_dice": (functional.binary_dice_loss, (), "R"),
+        "binary_dice_bce": (
+            compose.parse("binary_cross_entropy + binary_dice"),
+            (monai_dice_ce(binary=True),),
+            "R",
+        ),
+    }
+    for name, (loss, peers, family) in binary.items():
+        yield Workload(
+            f"tiny_{name}",
+            "1x1x8x8",
+            _masks(1, 8),
+            loss,
+            (one_class_cross_entropy(), *peers),
+            family,
+            size="tiny",
+        )
+    exclusive: dict[str, tuple[Loss, tuple[Provider, ...]]] = {
+        "cross_entropy": (
+            functional.cross_entropy_loss,
+            (ready(F_CE, F.cross_entropy), compiled(F_CE, F.cross_entropy)),
+        ),
+        "dice": (functional.dice_loss, (ready(F_CE, F.cross_entropy, other="no Dice"),)),
+        "cross_entropy_dice": (
+            compose.parse("cross_entropy + dice"),
+            (ready(F_CE, F.cross_entropy, other="no Dice"), monai_dice_ce()),
+        ),
+    }
+    for name, (loss, peers) in exclusive.items():
+        yield Workload(
+            f"tiny_{name}", "1x3x8x8", _classes(1, 3, 8, 8), loss, peers, "S", size="tiny"
+        )
 
 
 WORKLOADS: dict[str, Workload] = {
     workload.name: workload
-    for family in (_segmentation, _detection, _boxes, _affinity, _tiny)
+    for family in (_segmentation, _detection, _boxes, _affinity, _small, _tiny)
     for workload in family()
 }
 
@@ -602,12 +771,15 @@ def matching(pattern: str, names: Iterable[str]) -> set[str]:
 def chosen(patterns: Iterable[str]) -> list[Workload]:
     """The workloads that any of the patterns names; all of them where there is no pattern.
 
+    A size names all of that size.
+
     Raises:
         LookupError: a pattern that names none.
     """
     names: set[str] = set()
     for pattern in patterns:
-        found = matching(pattern, WORKLOADS)
+        found = {name for name, workload in WORKLOADS.items() if workload.size == pattern}
+        found = found or matching(pattern, WORKLOADS)
         if not found:
             raise LookupError(pattern)
         names |= found

@@ -17,26 +17,17 @@ from denseloss import functional
 from denseloss.contract import arguments
 
 ROOT = Path(__file__).parent.parent
-FAMILIES = {
-    "pixel": "Pixels",
-    "region": "Regions",
-    "structure": "Structure",
-    "affinity": "Without labels",
-    "quality": "Detection scores",
-    "box": "Boxes",
-    "distribution": "Distributions",
-}
 BEGIN, END = "<!-- catalogue: made by docs/build.py -->\n", "<!-- end of catalogue -->\n"
 
 
 def families() -> dict[str, list[str]]:
-    """The functions of each family, in the order of the source."""
-    found: dict[str, list[str]] = {title: [] for title in FAMILIES.values()}
-    found["Metrics"], found["Weights"] = [], []
+    """The functions of each family by its title, in the order of the source."""
+    found: dict[str, list[str]] = {}
     for name in functional.__all__:
-        stem = inspect.unwrap(getattr(functional, name)).__module__.rpartition(".")[2]
-        title = {"metrics": "Metrics", "weights": "Weights"}.get(stem) or FAMILIES[stem]
-        found[title].append(name)
+        family = inspect.getmodule(inspect.unwrap(getattr(functional, name)))
+        # Each file says in its first words what its functions are.
+        title = re.split("[:.,]", inspect.getdoc(family) or "")[0]
+        found.setdefault(title, []).append(name)
 
     def line(name: str) -> int:
         return inspect.unwrap(getattr(functional, name)).__code__.co_firstlineno

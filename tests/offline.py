@@ -1,8 +1,8 @@
 """Compile Triton kernels for a GPU that is not there, and read what they need of it.
 
 with compiling(90) as kernels:
-    column(...)  # on tensors of the CPU: each launch is compiled as it stands, and not run
-print(kernels)   # [Kernel(name='_column', registers=118, stack=0, shared=2048)]
+    softmax(...)  # on tensors of the CPU: each launch is compiled as it stands, and not run
+print(kernels)   # [Kernel(name='_softmax', registers=118, stack=0, shared=2048)]
 """
 
 import re

@@ -2,11 +2,19 @@
 
 from __future__ import annotations
 
+import ast
+import os
+import subprocess
+import sys
+import threading
+
 import pytest
 import torch
 from torch import Tensor
 
+import denseloss
 from denseloss import backend
+from denseloss import functional as F
 
 
 @pytest.fixture
@@ -26,6 +34,7 @@ def doubled():
 
 
 X = torch.ones(1)
+BOXES = torch.tensor([[0.0, 0, 2, 2]])
 
 
 def test_the_fast_version_of_the_device_runs(doubled) -> None:
@@ -81,14 +90,124 @@ def test_switching_recompiles(doubled) -> None:
 
 
 def test_every_primitive_has_its_definition() -> None:
-    assert set(backend.table) >= {
-        "association",
-        "box_mean",
-        "box_pairs",
-        "bracket",
-        "sigmoid_likelihood",
-        "sigmoid_overlap",
-        "softmax_likelihood",
-        "softmax_overlap",
-    }
+    assert {"box_loss", "element_loss", "sigmoid_sums", "softmax_pass"} <= set(backend.table)
     assert all("reference" in versions for versions in backend.table.values())
+
+
+# ---------------------------------------------------------------- which version runs, and why
+
+Z, T = torch.zeros(1, 2, 3), torch.tensor([[0, 1, 1]])
+fast = pytest.mark.skipif("cpu" in backend.missing(), reason="no kernels")
+
+
+@fast
+def test_which_names_the_quantities() -> None:
+    assert backend.which(F.dice_loss, Z, T)["softmax_pass"] == "cpu"
+    assert backend.which(F.iou_loss, BOXES, BOXES) == {"box_loss": "cpu"}
+    assert backend.which(denseloss.BinaryFocalLoss(), Z, Z) == {"element_loss": "cpu"}
+    assert backend.which(F.distribution_mean, Z) == {}, "made of no quantity"
+    both = denseloss.compose.parse("cross_entropy + dice")
+    assert backend.which(both, Z, T)["softmax_pass"] == "cpu"
+    assert set(backend.which(both, Z, T)) <= set(backend.table)
+
+
+def by_gradient(z: Tensor, t: Tensor) -> Tensor:
+    return torch.func.grad(lambda x: F.cross_entropy_loss(x, t))(z)
+
+
+@fast
+@pytest.mark.parametrize(
+    ("call", "why"),
+    [
+        (lambda: backend.which(F.dice_loss, Z.double(), T), "logits are float64"),
+        (
+            lambda: backend.which(F.dice_loss, Z, T, weight=torch.ones(1, 3, requires_grad=True)),
+            "a target, weight or other constant requires grad",
+        ),
+        (lambda: backend.which(by_gradient, Z, T), "torch.func is active"),
+        (lambda: backend.which(F.dice_loss, Z, Z + 0.5), "the target is class probabilities"),
+        (lambda: backend.which(F.dice_loss, Z[:0], T[:0]), "logits are empty"),
+        (
+            lambda: backend.which(F.dice_loss, Z.transpose(1, 2), torch.zeros(1, 2).long()),
+            None,  # a channels_last layout
+        ),
+        (
+            lambda: backend.which(F.dice_loss, Z.repeat(1, 1, 2)[..., ::2], T),
+            "logits are neither contiguous nor channels_last",
+        ),
+    ],
+)
+def test_which_says_why_it_is_the_definition(call, why: str | None) -> None:
+    assert call()["softmax_pass"] == ("cpu" if why is None else f"reference: {why}")
+
+
+def test_which_knows_the_override() -> None:
+    with backend.use("reference"):
+        said = backend.which(F.dice_loss, Z, T)
+    assert set(said.values()) == {'reference: backend.use("reference") is in force'}
+
+
+def test_which_says_that_there_are_no_kernels() -> None:
+    code = (
+        "import torch; from denseloss import backend; from denseloss.functional import dice_loss;"
+        "print(backend.which(dice_loss, torch.zeros(1, 2, 3), torch.tensor([[0, 1, 1]])))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        check=True,
+        env=os.environ | {"DENSELOSS_KERNELS": "nowhere.so"},
+    )
+    said = ast.literal_eval(done.stdout)
+    assert said["softmax_pass"].startswith("reference: the compiled kernels do not load: ")
+
+
+def test_which_leaves_no_trace_where_the_loss_raises() -> None:
+    with pytest.raises(ValueError, match="target"):
+        backend.which(F.dice_loss, Z, T[:, :1])
+    F.dice_loss(Z, T)
+    assert "softmax_pass" in backend.which(F.dice_loss, Z, T)
+
+
+# ---------------------------------------------------------------- threads
+
+
+def test_the_override_of_a_thread_is_its_own(doubled) -> None:
+    """Four threads go in and out; none sees another's choice, and afterwards all is as before."""
+    errors: list[BaseException] = []
+    start = threading.Barrier(5)
+
+    def work(chosen: str) -> None:
+        wanted = {"reference": 2, "cpu": 1002}[chosen]
+        try:
+            start.wait()
+            for _ in range(15):
+                assert doubled(X) == 1002
+                with backend.use(chosen):
+                    for _ in range(20):
+                        assert doubled(X) == wanted
+                assert doubled(X) == 1002
+        except BaseException as error:
+            errors.append(error)
+
+    threads = [threading.Thread(target=work, args=(c,)) for c in ["reference", "cpu"] * 2]
+    for thread in threads:
+        thread.start()
+    start.wait()
+    for _ in range(200):
+        assert doubled(X) == 1002
+    with backend.use("reference"):
+        for _ in range(200):
+            assert doubled(X) == 2
+    for thread in threads:
+        thread.join()
+    assert not errors, errors
+    assert doubled(X) == 1002
+
+
+def test_a_thread_that_ends_inside_its_block_leaves_nothing(doubled) -> None:
+    thread = threading.Thread(target=lambda: backend.use("reference"))
+    thread.start()
+    thread.join()
+    assert doubled(X) == 1002

@@ -10,13 +10,27 @@ import torch
 from benchmarks import __main__ as command
 from benchmarks import formulas, table, workloads
 from benchmarks.gates import GATES, Gate
+from benchmarks.gates import peers as peers_of_gates
 from benchmarks.measure import Row, Settings, Worker, _judge, _summarise
-from benchmarks.worker import Job, Load, difference, peak_resident
+from benchmarks.worker import (
+    Bench,
+    Job,
+    Launches,
+    Load,
+    difference,
+    peak_resident,
+    take_turns,
+)
 from benchmarks.workloads import (
+    DEFINITION,
+    F_CE,
+    FLOOR,
     KORNIA,
+    LOG_COSH,
     MONAI,
     OURS,
     OURS_FLOAT32,
+    POLY1,
     SMP,
     TORCHVISION,
     WORKLOADS,
@@ -38,7 +52,9 @@ def peers(*, libraries):
             continue  # the same as their neighbour, but for the size
         for peer in workload.peers:
             is_library = any(name in peer.name for name in LIBRARIES)
-            if is_library == libraries and not peer.name.startswith(compiled_name("")):
+            if peer.step or peer.name.startswith(compiled_name("")):
+                continue
+            if is_library == libraries:
                 found.append(pytest.param(workload, peer, id=f"{workload.name}-{peer.name}"))
     return found
 
@@ -75,6 +91,39 @@ def test_libraries_are_our_loss_or_say_so(workload, peer):
     agree(workload, peer)
 
 
+@pytest.mark.parametrize("name", ["poly1_loss", "log_cosh_dice_loss"])
+def test_formulas_of_a_user_are_those_of_the_papers(name):
+    z = torch.randn(2, 3, 5, 4, dtype=torch.float64)
+    labels = torch.randint(3, (2, 5, 4))
+    p, t = z.softmax(1), torch.nn.functional.one_hot(labels, 3).movedim(-1, 1)
+    if name == "poly1_loss":
+        own = (p * t).sum(1)
+        expected = (1 - own - own.log()).mean()
+    else:
+        both, total = (p * t).sum((2, 3)), (p + t).sum((2, 3))
+        expected = (1 - (2 * both + 1) / (total + 1)).cosh().log().mean()
+    torch.testing.assert_close(getattr(formulas, name)(z, labels), expected)
+
+
+def test_formulas_of_a_user_run_over_the_fast_quantities():
+    labels = torch.randint(3, (2, 64, 64))
+    for resized, side in ((False, 64), (True, 16)):
+        z = torch.randn(2, 3, side, side)
+        for user in (workloads.poly1(resized=resized), workloads.log_cosh(resized=resized)):
+            found = backend.which(user.load(), z, labels)
+            assert "softmax_pass" in found
+            if "cpu" in backend.available():
+                assert set(found.values()) == {"cpu"}
+
+
+def test_the_floor_leaves_a_gradient_and_no_graph():
+    z = torch.randn(2, 3, 8, 8, requires_grad=True)
+    value = workloads.floor().load()(z, None)
+    assert not value.requires_grad
+    assert torch.equal(z.grad, z)
+    assert z.grad.data_ptr() != z.data_ptr()
+
+
 def test_every_formula_is_measured():
     text = Path(workloads.__file__).read_text()
     assert not [name for name in formulas.__all__ if f"formulas.{name}" not in text]
@@ -96,7 +145,8 @@ def test_gates_name_what_is_measured():
         for gate in gates:
             workload = WORKLOADS[gate.workload]
             assert gate.against in {provider.name for provider in workload.providers()}, gate
-    assert len(set(GATES["cpu"])) == len(GATES["cpu"])
+        by_row = [(gate.workload, gate.kind, gate.against, gate.dtype) for gate in gates]
+        assert len(set(by_row)) == len(by_row)
 
 
 # --- rows -----------------------------------------------------------------------------------------
@@ -181,6 +231,34 @@ def test_gates_compare_bfloat16_with_float32_of_the_same_run():
     assert speed.measured([half]) is None
 
 
+def test_gates_of_times_formulas_and_operators():
+    """A ratio says how often theirs is ours; `time` asks how often ours is theirs."""
+    ours, theirs = row(ratio=1.0, launches=11), row(F_CE, ratio=0.4)
+    time = Gate("binary_focal", "time", 3.2, F_CE)
+    assert time.measured([ours, theirs]) == 2.5
+    assert time.met(2.5)
+    assert not time.met(3.3)
+    assert "3.2" not in time.what()
+    assert F_CE in time.what()
+    formula = Gate("binary_focal", "formula", 1.2, POLY1)
+    assert formula.measured([ours, row(POLY1, ratio=1.1)]) == 1.1
+    assert formula.met(1.1)
+    assert not formula.met(1.3)
+    operators = Gate("binary_focal", "launches", 12)
+    assert operators.measured([ours]) == 11
+    assert operators.met(12)
+    assert not operators.met(13)
+    assert operators.measured([row()]) is None
+
+
+def test_gated_names_peers_by_workload_and_dtype():
+    found = peers_of_gates("cpu")
+    assert found["tiny_cross_entropy", "float32"] == {F_CE}
+    assert found["cross_entropy_dice", "float32"] >= {MONAI, FLOOR, F_CE, LOG_COSH}
+    assert found["cross_entropy_dice", "bfloat16"] == {OURS_FLOAT32}
+    assert ("tiny_cross_entropy", "bfloat16") not in found
+
+
 # --- measuring ------------------------------------------------------------------------------------
 
 
@@ -208,9 +286,33 @@ def test_load_does_not_count_this_process():
     assert 0 <= others <= 1 - own / total + 0.05
 
 
+def test_operators_are_counted_below_autograd():
+    z = torch.randn(3, requires_grad=True)
+    with Launches() as found:
+        (z * 2).sum().backward()
+    # mul, sum; ones_like, expand, mul, and one that autograd gives the leaf its gradient by
+    assert 5 <= found.count <= 7
+
+
+def test_the_definition_is_used_for_one_loss_only():
+    """Where all providers are in one process."""
+    job = Job("tiny_cross_entropy", (), "float32", "cpu", 1, 1.0)
+    bench = Bench(job, DEFINITION)
+    assert set(backend.which(bench.loss, bench.leaf, *bench.rest).values()) == {
+        'reference: backend.use("reference") is in force'
+    }
+    ours = Bench(job, OURS)
+    assert not any(
+        "in force" in why for why in backend.which(ours.loss, ours.leaf, *ours.rest).values()
+    )
+
+
 @pytest.mark.parametrize(
     ("pattern", "names"),
     [
+        ("large", [name for name, w in WORKLOADS.items() if w.size == "large"]),
+        ("tiny", [name for name in WORKLOADS if name.startswith("tiny_")]),
+        ("small", [name for name in WORKLOADS if name.startswith("small_")]),
         ("binary_focal", ["binary_focal"]),
         ("ciou", ["ciou_1e5", "ciou_1e6"]),
         ("ncut_k*", ["ncut_k20", "ncut_k4"]),
@@ -242,20 +344,37 @@ def test_a_process_that_crashes_is_an_error_of_its_row(monkeypatch):
     """And not the end of the run, nor a wait for ever."""
     crash = ["-X", "faulthandler", "-c", "import os, signal; os.kill(os.getpid(), signal.SIGSEGV)"]
     monkeypatch.setattr(Job, "arguments", lambda _: crash)
-    job = Job("tiny_focal", OURS, "float32", "cpu", 1, 1.0)
+    job = Job("tiny_focal", (OURS, TORCHVISION), "float32", "cpu", 1, 1.0)
     with Worker(job, timeout=60) as worker:
-        assert worker.greeting["status"] == "error"
-        assert "SIGSEGV: Fatal Python error" in worker.greeting["note"]
+        for name in job.providers:
+            assert worker.greeting[name]["status"] == "error"
+            assert "SIGSEGV: Fatal Python error" in worker.greeting[name]["note"]
+        assert [sorted(turn) for turn in worker.ask(turns=2)] == [sorted(job.providers)] * 2
     monkeypatch.setattr(Job, "arguments", lambda _: ["-c", "import time; time.sleep(60)"])
     with Worker(job, timeout=0.5) as worker:
-        assert worker.greeting == {"status": "error", "note": "gave up after 0.5 s"}
+        assert worker.greeting[OURS] == {"status": "error", "note": "gave up after 0.5 s"}
 
 
-def test_one_command_one_table(tmp_path):
-    """One workload, very small, two providers: the processes, the two files, and our own row."""
+def test_one_that_fails_later_leaves_the_others_their_turns():
+    class Fails:
+        def time(self, **_):
+            raise RuntimeError("no more")
+
+    class Works:
+        def time(self, **_):
+            return answer(1.0)
+
+    first, second = take_turns({"a": Fails(), "b": Works()}, turns=2)
+    assert first["a"]["status"] == "error"
+    assert "a" not in second
+    assert first["b"]["step"] == second["b"]["step"] == [1.0]
+
+
+def measured(tmp_path, words, *more):
+    """Runs the command: its rows, their header, and the table."""
     out = tmp_path / "found.md"
-    words = "--only binary_dice_bce --dtype float32 --scale 0.1 --quick --rounds 1 --threads 1"
-    options = [*words.split(), "--patience=0", "--gates", "--provider=plain formula"]
+    words += " --dtype float32 --quick --rounds 1 --threads 1 --patience 0"
+    options = [*words.split(), *more]
     done = subprocess.run(
         [sys.executable, "-m", "benchmarks", *options, f"--out={out}"],
         cwd=ROOT,
@@ -265,7 +384,15 @@ def test_one_command_one_table(tmp_path):
         check=False,
     )
     assert done.returncode == 0, done.stderr
+    assert out.read_text() in done.stdout
     head, *rows = [json.loads(line) for line in out.with_suffix(".jsonl").read_text().splitlines()]
+    return rows, head, out.read_text()
+
+
+def test_one_command_one_table(tmp_path):
+    """One workload, very small, two providers: the processes, the two files, and our own row."""
+    words = "--only binary_dice_bce --scale 0.1 --gates"
+    rows, head, text = measured(tmp_path, words, "--provider=plain formula")
     assert head["threads"].startswith("1")
     assert [entry["provider"] for entry in rows] == [OURS, "plain formula"]
     for entry in rows:
@@ -275,5 +402,19 @@ def test_one_command_one_table(tmp_path):
         assert entry["floor"] > 0
         assert entry["gradient_error"] < 1e-5
         assert entry["gradient"] == 8 * 51 * 51 * 4
-    assert "| **ours**" in out.read_text()
-    assert out.read_text() in done.stdout
+    assert "| **ours**" in text
+
+
+def test_one_process_many_turns(tmp_path):
+    """A tiny workload: whom the gates compare with, turn by turn in one process."""
+    rows, _, text = measured(tmp_path, "--only tiny_cross_entropy_dice --gated")
+    assert [entry["provider"] for entry in rows] == [OURS, F_CE]
+    for entry in rows:
+        assert entry["status"] == "ok", entry
+        assert entry["rounds"] == 3  # turns
+        assert entry["median"] >= entry["minimum"] > 0
+        assert entry["launches"] > 0
+        assert entry["peak_extra"] is None
+    assert rows[0]["gradient_error"] < 1e-5
+    assert "time over that of F.cross_entropy" in text
+    assert "operators called" in text

@@ -1,14 +1,16 @@
 """IoU, GIoU, DIoU and CIoU of box pairs."""
 
-from math import atan, nan, pi
+from math import atan, inf, nan, pi
 
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
-from denseloss import functional
+from denseloss import backend, functional
+from denseloss.primitives.boxes import box_pairs
 from tests.comparison import (
     DTYPES,
     agree,
@@ -41,10 +43,10 @@ class Pair:
     def __init__(self, box, target_box, fmt):
         x1, y1, x2, y2 = corners(box, fmt)
         tx1, ty1, tx2, ty2 = corners(target_box, fmt)
-        self.w, self.h = (x2 - x1).clamp(min=0), (y2 - y1).clamp(min=0)
-        self.tw, self.th = (tx2 - tx1).clamp(min=0), (ty2 - ty1).clamp(min=0)
-        overlap_w = (torch.minimum(x2, tx2) - torch.maximum(x1, tx1)).clamp(min=0)
-        overlap_h = (torch.minimum(y2, ty2) - torch.maximum(y1, ty1)).clamp(min=0)
+        self.w, self.h = (x2 - x1).relu(), (y2 - y1).relu()
+        self.tw, self.th = (tx2 - tx1).relu(), (ty2 - ty1).relu()
+        overlap_w = (torch.minimum(x2, tx2) - torch.maximum(x1, tx1)).relu()
+        overlap_h = (torch.minimum(y2, ty2) - torch.maximum(y1, ty1)).relu()
         # around all corners: an inverted box lies inside its hull, too
         xs, ys = torch.stack([x1, x2, tx1, tx2]), torch.stack([y1, y2, ty1, ty2])
         hull_w, hull_h = xs.amax() - xs.amin(), ys.amax() - ys.amin()
@@ -53,6 +55,10 @@ class Pair:
         self.hull = hull_w * hull_h
         self.diagonal2 = hull_w**2 + hull_h**2
         self.distance2 = ((x1 + x2 - tx1 - tx2) / 2) ** 2 + ((y1 + y2 - ty1 - ty2) / 2) ** 2
+        self.folded = 0.0
+        for length, hull in ((x2 - x1, hull_w), (y2 - y1, hull_h)):
+            if length <= 0 and hull != 0:
+                self.folded = self.folded - length / hull
         self.identical = bool((box == target_box).all()) and bool(x2 >= x1) and bool(y2 >= y1)
 
     def iou(self):
@@ -77,9 +83,25 @@ class Pair:
         alpha = (v / (1 - self.iou() + v)).detach()
         return self.diou() - alpha * v
 
+    def ciou_released(self):
+        """The value of CIoU, its α v with the gradient times w² + h²."""
+        scale = (self.w**2 + self.h**2).detach()
+        part = self.diou() - self.ciou()
+        return self.ciou() - scale * (part - part.detach()) + (part - part.detach())
+
 
 def box_loss(score):
-    def loss(boxes, target_boxes, *, fmt="xyxy", weight=None, reduction="mean"):
+    def loss(
+        boxes,
+        target_boxes,
+        *,
+        fmt="xyxy",
+        variant="equation",
+        weight=None,
+        count=None,
+        reduction="mean",
+    ):
+        chosen = Pair.ciou_released if variant == "released" else score
         shape = tuple(boxes.shape[:-1])
         weight = (torch.ones(()) if weight is None else weight).expand(shape)
         values, counts = {}, {}
@@ -87,9 +109,9 @@ def box_loss(score):
             if weight[place] == 0:
                 continue
             pair = Pair(boxes[place], target_boxes[place], fmt)
-            values[place] = float(weight[place]) * (1 - score(pair))
+            values[place] = float(weight[place]) * (1 - chosen(pair) + pair.folded)
             counts[place] = float(weight[place])
-        return reduced(values, counts, shape, boxes, reduction)
+        return reduced(values, counts, shape, boxes, reduction, count)
 
     return loss
 
@@ -131,10 +153,14 @@ def pairs(draw):
         low = random.integers(40, *shape, 2)
         boxes.append(torch.cat([low, low + 1 + random.integers(22, *shape, 2)], -1) / 8)
     predicted, target = boxes[0].double() + 1 / 16, boxes[1].double()
-    inverted = random.uniform(*shape) < draw(st.sampled_from([0.0, 0.4]))
-    predicted = torch.where(inverted[..., None], predicted[..., [2, 1, 0, 3]], predicted)
+    odd = draw(st.sampled_from([0.0, 0.4]))
+    for swapped in ([2, 1, 0, 3], [0, 3, 2, 1], [0, 1, 0, 3]):  # in x, in y, without width
+        chosen = random.uniform(*shape) < odd
+        predicted = torch.where(chosen[..., None], predicted[..., swapped], predicted)
     fmt = draw(st.sampled_from(FORMATS))
     options = {"fmt": fmt}
+    if draw(st.booleans()):
+        options["count"] = draw(st.sampled_from([0, 3, 2.5, torch.tensor(7)]))
     void = torch.zeros(shape, dtype=torch.bool)
     if draw(st.booleans()):
         weight = random.uniform(*shape) * 2 + 0.1
@@ -152,6 +178,9 @@ def pairs(draw):
 def test_boxes(name, case):
     boxes, target_boxes, options, void = case
     agree(getattr(functional, name), ORACLES[name], boxes, target_boxes, void=void, **options)
+    if name == "ciou_loss":
+        options["variant"] = "released"
+        agree(functional.ciou_loss, ORACLES[name], boxes, target_boxes, void=void, **options)
 
 
 # --- values that can be checked by hand -----------------------------------------------------------
@@ -420,11 +449,179 @@ def test_an_inverted_box_never_scores_zero(name, dtype, fmt):
 
 
 @every
-def test_a_box_that_is_no_number_never_scores(name):
-    boxes = torch.tensor([[0.0, 0, nan, 1], [0, 0, 1, 1]])
-    value = getattr(functional, name)(boxes, boxes[[1, 1]], reduction="none")
-    assert not value[0] < 1
-    same(value[1], 0, 0)
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("fmt", FORMATS)
+def test_a_pair_that_is_not_finite_is_nan(name, dtype, fmt):
+    """Wherever it is not finite and however; the pairs beside it and void ones are as ever."""
+    box = as_format(torch.tensor([[0.0, 0, 2, 2]]), fmt).to(dtype)
+    target = as_format(torch.tensor([[1.0, 1, 3, 4]]), fmt).to(dtype)
+    odd = [(torch.full_like(box, inf), torch.full_like(box, inf))]
+    for value in (inf, -inf, nan):
+        for at in range(4):
+            bad = box.clone()
+            bad[0, at] = value
+            odd += [(bad, target), (box, bad), (bad, bad)]
+    boxes = torch.cat([b for first, _ in odd for b in (first, box)])
+    targets = torch.cat([b for _, second in odd for b in (second, target)])
+    loss = getattr(functional, name)
+    weight = torch.ones(len(boxes))
+    weight[-2] = 0
+    value, gradient = value_and_gradient(
+        loss, boxes, targets, fmt=fmt, weight=weight, reduction="none"
+    )
+    wanted = loss(box, target, fmt=fmt)
+    assert value[:-2:2].isnan().all()
+    assert gradient[:-2:2].isnan().all()
+    assert value[-2] == 0
+    assert (gradient[-2] == 0).all()
+    same(value[1::2], wanted.expand(len(odd)), 0)
+    assert gradient[1::2].isfinite().all()
+    assert loss(boxes, targets, fmt=fmt).isnan()
+
+
+@every
+@pytest.mark.parametrize("fmt", FORMATS)
+def test_far_boxes_overflow_alike_on_both_paths(name, fmt):
+    random = torch.Generator().manual_seed(1)
+    sizes = torch.tensor([0.0, 1.0, 1e10, 1e18, 1e19, 1e25, 2e38, 3.4e38])
+    boxes, targets = (
+        sizes[torch.randint(8, (4000, 4), generator=random)]
+        * (1 - 2 * torch.randint(2, (4000, 4), generator=random))
+        for _ in range(2)
+    )
+    loss = getattr(functional, name)
+    fast = loss(boxes, targets, fmt=fmt, reduction="none")
+    with backend.use("reference"):
+        plain = loss(boxes, targets, fmt=fmt, reduction="none")
+    for kind in (torch.isnan, torch.isinf):
+        assert torch.equal(kind(fast), kind(plain))
+
+
+# --- inverted and collapsed boxes are mended ------------------------------------------------------
+
+STARTS = {
+    "inverted in x": [7.0, 3, 3, 7],
+    "inverted in y": [3.0, 7, 7, 3],
+    "inverted in both": [7.0, 7, 3, 3],
+    "the same extent, reversed": [10.0, 10, 0, 0],
+    "no width": [5.0, 3, 5, 7],
+    "no height": [3.0, 5, 7, 5],
+    "a point": [5.0, 5, 5, 5],
+    "inverted far away": [40.0, 40, 30, 30],
+}
+
+
+@penalised
+@pytest.mark.parametrize(
+    ("fmt", "dtype"), [*((fmt, torch.float32) for fmt in FORMATS), ("xywh", torch.float64)]
+)
+def test_descent_mends_inverted_and_collapsed_boxes(name, fmt, dtype):
+    loss = getattr(functional, name)
+    boxes = as_format(torch.tensor(list(STARTS.values()), dtype=dtype), fmt).requires_grad_()
+    target = as_format(torch.tensor([[0.0, 0, 10, 10]], dtype=dtype), fmt).expand(8, 4)
+    assert (loss(boxes, target, fmt=fmt, reduction="none") >= 1 - 1e-6)[[0, 1, 2, 3, 7]].all()
+    optimiser, least = torch.optim.Adam([boxes], lr=0.1), torch.full((8,), inf, dtype=dtype)
+    for step in range(2000):
+        optimiser.zero_grad()
+        value = loss(boxes, target, fmt=fmt, reduction="none")
+        value.sum().backward()
+        optimiser.step()
+        if step >= 1900:  # steps of 0.1 go on around the target
+            least = torch.minimum(least, value.detach())
+    assert (least < 0.01).all(), dict(zip(STARTS, least.tolist(), strict=True))
+    assert (value < 0.1).all()
+
+
+@every
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_what_an_inverted_side_adds(name, dtype):
+    """Here 4 of the 10 of the hull, with the slopes 1/h by the length and d/h² by the hull."""
+    target = torch.tensor([[0.0, 0, 10, 10]], dtype=dtype)
+    inside = torch.tensor([[7.0, 3, 3, 7]], dtype=dtype)
+    _, slope = value_and_gradient(functional.iou_loss, inside, target, reduction="sum")
+    same(slope, 3.7 * torch.tensor([[0.1, 0, -0.1, 0]]), 4e-3)
+    value = functional.iou_loss(inside, target)
+    same(value, 1.4)
+    outside = torch.tensor([[12.0, 3, 8, 7]], dtype=dtype)  # the hull is 12 wide
+    value, slope = value_and_gradient(functional.iou_loss, outside, target, reduction="sum")
+    same(value, 1 + 4 / 12, 1e-6)
+    same(slope, 3.7 * torch.tensor([[1 / 12 - 4 / 144, 0, -1 / 12, 0]]), 4e-3)
+    flat = torch.tensor([[5.0, 3, 5, 7]], dtype=dtype)
+    value, slope = value_and_gradient(getattr(functional, name), flat, target, reduction="sum")
+    assert value >= 1
+    assert slope[0, 0] > 0.3
+    assert slope[0, 2] < -0.3
+
+
+@every
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_proper_boxes_have_nothing_added(name, dtype):
+    pairs = box_pairs(random_boxes(100, dtype), random_boxes(100, dtype), None, "xyxy")
+    assert (pairs.inverted == 0).all()
+
+
+def test_the_released_gradient_of_ciou():
+    """∂v/∂w = 8/π² (atan(w_t/h_t) − atan(w/h)) · −h, and w for h: without 1/(w² + h²)."""
+    boxes, target_boxes = random_boxes(20), random_boxes(20)
+    value, exact = value_and_gradient(functional.ciou_loss, boxes, target_boxes, reduction="sum")
+    other, released = value_and_gradient(
+        functional.ciou_loss, boxes, target_boxes, reduction="sum", variant="released"
+    )
+    same(other, value, 0)
+    _, diou = value_and_gradient(functional.diou_loss, boxes, target_boxes, reduction="sum")
+    w, h = (boxes[:, 2:] - boxes[:, :2]).unbind(-1)
+    tw, th = (target_boxes[:, 2:] - target_boxes[:, :2]).unbind(-1)
+    tilt = torch.atan(tw / th) - torch.atan(w / h)
+    v = 4 / pi**2 * tilt**2
+    iou = 1 - functional.iou_loss(boxes, target_boxes, reduction="none")
+    by_size = (8 / pi**2 * v / (1 - iou + v) * tilt)[:, None] * torch.stack([-h, w], -1)
+    same(released, diou + 3.7 * torch.cat([-by_size, by_size], -1), 1e-10)
+    same((exact - diou) * (w**2 + h**2)[:, None], released - diou, 1e-10)
+    fast = value_and_gradient(
+        functional.ciou_loss,
+        boxes.float(),
+        target_boxes.float(),
+        reduction="sum",
+        variant="released",
+    )
+    same(fast[0], value, 1e-5)
+    same(fast[1], released, 1e-4)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_the_released_gradient_of_a_tiny_box_fits_half_precision(dtype):
+    boxes = torch.tensor([[0.5, 0.5, 6e-8, 1.2e-7]], dtype=dtype)
+    target_boxes = torch.tensor([[0.5, 0.5, 0.3, 0.2]], dtype=dtype)
+    value, gradient = value_and_gradient(
+        functional.ciou_loss, boxes, target_boxes, fmt="cxcywh", variant="released"
+    )
+    assert (gradient.abs() < 10).all()
+    same(value, functional.ciou_loss(boxes, target_boxes, fmt="cxcywh"), 0)
+
+
+# --- nothing --------------------------------------------------------------------------------------
+
+
+class Calls(TorchDispatchMode):
+    """How many operators run inside."""
+
+    count = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        self.count += 1
+        return function(*args, **(kwargs or {}))
+
+
+@every
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_no_boxes_cost_next_to_nothing(name, dtype):
+    boxes = torch.zeros(0, 4, dtype=dtype, requires_grad=True)
+    for options in ({}, {"weight": torch.zeros(0)}, {"count": 3}, {"reduction": "none"}):
+        with Calls() as calls:
+            value = getattr(functional, name)(boxes, boxes.detach(), **options)
+        assert calls.count <= 15  # of some 60 for one box
+        assert (value == 0).all()
+        value.sum().backward()
 
 
 @every

@@ -1,62 +1,71 @@
-"""What is public is documented by the template, shown by an example, cited and has an oracle."""
+"""What is public is found by its name, documented by the template, cited and has an oracle."""
 
 from __future__ import annotations
 
+import importlib
 import inspect
 import re
+from pathlib import Path
+from types import ModuleType
 
 import pytest
 
 import denseloss
-from denseloss import functional
+from denseloss import functional, losses, metrics, weights
 from denseloss.contract import arguments
+from denseloss.module import LossModule
 from tests.oracles import oracles
 
 FUNCTIONS = functional.__all__
+FILES = sorted(Path(losses.__file__).parent.glob("[!_]*.py"))
+FAMILIES = [importlib.import_module(f"denseloss.losses.{file.stem}") for file in FILES]
+PUBLIC = [*losses.__all__, *metrics.__all__, *weights.__all__]
 
-# Section 4 of the design: names and keywords as people will read them in papers' words.
-CATALOGUE = {
-    "cross_entropy_loss": "logits target class_weight label_smoothing weight ignore_index "
-    "reduction",
-    "binary_cross_entropy_loss": "logits target pos_weight weight ignore_index reduction",
-    "balanced_cross_entropy_loss": "logits target weight ignore_index reduction",
-    "focal_loss": "logits target gamma alpha weight ignore_index reduction",
-    "binary_focal_loss": "logits target gamma alpha weight ignore_index reduction",
-    "dice_loss": "logits target beta smooth pool absent class_weight weight ignore_index reduction",
-    "jaccard_loss": "logits target smooth pool absent class_weight weight ignore_index reduction",
-    "tversky_loss": "logits target alpha beta smooth pool absent class_weight weight ignore_index "
-    "reduction",
-    "structure_loss": "logits target gamma window smooth variant weight ignore_index reduction",
-    "quality_focal_loss": "logits quality beta alpha weight reduction",
-    "varifocal_loss": "logits quality alpha gamma detach_weight weight reduction",
-    "distribution_focal_loss": "logits target weight reduction",
-    "distribution_mean": "logits",
-    "ncut_loss": "logits image radius sigma_intensity sigma_space variant reduction",
-    "edge_weight": "target gamma window border",
-    "inverse_frequency": "target num_classes ignore_index",
-    "one_hot": "target num_classes ignore_index",
-    "f_score": "logits target beta threshold smooth pool absent class_weight weight ignore_index "
-    "reduction",
-}
-for _name in ("dice", "jaccard", "tversky"):
-    CATALOGUE[f"binary_{_name}_loss"] = CATALOGUE[f"{_name}_loss"]
-CATALOGUE["binary_f_score"] = CATALOGUE["f_score"]
-for _name in ("iou", "giou", "diou", "ciou"):
-    CATALOGUE[f"{_name}_loss"] = "boxes target_boxes fmt weight reduction"
+# Options that many have stand in this order, whatever is special to one.
+ORDER = ["smooth", "pool", "absent", "class_weight", "weight", "ignore_index", "count", "reduction"]
 
 
-def test_catalogue_is_complete() -> None:
-    assert sorted(CATALOGUE) == FUNCTIONS
+@pytest.mark.parametrize("module", FAMILIES, ids=lambda m: m.__name__)
+def test_every_family_is_in_the_list(module: ModuleType) -> None:
+    assert set(module.__all__) <= set(losses.__all__), "losses/__init__.py leaves it out"
+
+
+@pytest.mark.parametrize("module", [*FAMILIES, metrics, weights], ids=lambda m: m.__name__)
+def test_a_list_holds_what_its_file_defines(module: ModuleType) -> None:
+    own = {n for n, x in vars(module).items() if getattr(x, "__module__", "") == module.__name__}
+    assert {n for n in own if not n.startswith("_")} == set(module.__all__)
+
+
+def test_every_name_is_found_once() -> None:
+    assert len(set(PUBLIC)) == len(PUBLIC)
+    functions = {name for name in PUBLIC if inspect.isfunction(getattr(denseloss, name))}
+    assert set(FUNCTIONS) == functions
+    assert set(PUBLIC) - functions <= set(denseloss.__all__)
+    assert not functions & set(denseloss.__all__)
+
+
+@pytest.mark.parametrize("module", [denseloss, functional, losses])
+def test_a_star_imports_what_is_public(module: ModuleType) -> None:
+    found: dict[str, object] = {}
+    exec(f"from {module.__name__} import *", found)
+    assert found.keys() - {"__builtins__"} == set(module.__all__)
+    assert all(found[name] is getattr(denseloss, name) for name in module.__all__)
 
 
 @pytest.mark.parametrize("name", FUNCTIONS)
 def test_signature(name: str) -> None:
     function = getattr(functional, name)
-    assert list(inspect.signature(function).parameters) == CATALOGUE[name].split()
-    stated = arguments(function)
-    for parameter in inspect.signature(function).parameters.values():
+    stated, parameters = arguments(function), inspect.signature(function).parameters
+    for name, parameter in parameters.items():
         positional = parameter.kind is parameter.POSITIONAL_OR_KEYWORD
-        assert positional == stated[parameter.name].required, "tensors first, then keywords"
+        assert positional == stated[name].required, "tensors first, then keywords"
+        said = stated[name].kind or stated[name].interval or stated[name].choices
+        assert said or parameter.annotation is bool, f"{name}: its annotation says nothing"
+    shared = [option for option in parameters if option in ORDER]
+    assert shared == sorted(shared, key=ORDER.index), "shared options in the order of the others"
+    if function.__name__.endswith("_loss"):
+        assert list(parameters)[-1] == "reduction"
+        assert parameters["reduction"].default == "mean"
 
 
 @pytest.mark.parametrize("name", FUNCTIONS)
@@ -87,15 +96,13 @@ def test_has_an_oracle(name: str) -> None:
 
 @pytest.mark.parametrize("name", FUNCTIONS)
 def test_has_a_module(name: str) -> None:
-    modules = [
-        m
-        for m in vars(denseloss).values()
-        if getattr(m, "function", None) is getattr(functional, name)
-    ]
-    assert len(modules) == 1
-    (module,) = modules
-    assert module.__name__ in denseloss.__all__
-    assert module.__doc__
+    function, word = getattr(functional, name), name.replace("_", "")
+    modules = [found for found in PUBLIC if found.lower() == word]
+    assert len(modules) == 1, f"__all__ of {function.__module__} must hold the Module of {name}"
+    module = getattr(denseloss, modules[0])
+    assert issubclass(module, LossModule)
+    assert module.function is function
+    assert module.__module__ == function.__module__
     assert name in module.__doc__
 
 

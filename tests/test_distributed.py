@@ -12,13 +12,15 @@ import torch.distributed as dist
 
 from denseloss import distributed, functional
 from denseloss.compose import names, parse
-from denseloss.contract import example
+from denseloss.testing import example
 
 SEGMENTATION = ["cross_entropy", "balanced_cross_entropy", "focal", "dice(pool='batch')", "dice"]
 SEGMENTATION += ["jaccard(pool='batch', absent='skip')", "tversky(pool='batch')"]
 SEGMENTATION += ["cross_entropy + dice(pool='batch')"]
 BINARY = ["binary_cross_entropy", "binary_focal", "binary_dice(pool='batch')", "structure"]
 BINARY += ["structure(variant='released')"]
+# What each rank counts, and what the sum is then divided by.
+COUNTS = [((3, 2), 5), ((0, 4), 4), ((0, 0), 1), ((0.25, 0.5), 1)]
 
 
 def batch() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -51,6 +53,13 @@ def rank_main(rank: int, file: str, folder: str) -> None:
             loss = parse(text)(z, truth[half], **options(text))
         loss.backward()
         found[text] = (loss.detach(), z.grad)
+    for counts, _ in COUNTS:
+        for count in (counts[rank], torch.tensor(counts[rank])):
+            z = logits[half].clone().requires_grad_()
+            with distributed.exact():
+                loss = functional.binary_focal_loss(z, masks[half], ignore_index=255, count=count)
+            loss.backward()
+            found[f"{counts} {type(count).__name__}"] = (loss.detach(), z.grad)
     torch.save(found, Path(folder) / f"{rank}.pt")
     dist.destroy_process_group()
 
@@ -84,6 +93,19 @@ def test_two_ranks_equal_one(text: str, ranks) -> None:
     torch.testing.assert_close(grads, z.grad)
 
 
+@pytest.mark.parametrize(("counts", "divisor"), COUNTS)
+def test_counts_are_summed_over_ranks_and_then_at_least_1(counts, divisor, ranks) -> None:
+    logits, _, masks = batch()
+    z = logits.requires_grad_()
+    loss = functional.binary_focal_loss(z, masks, ignore_index=255, reduction="sum") / divisor
+    loss.backward()
+    for key in (f"{counts} {type(counts[0]).__name__}", f"{counts} Tensor"):
+        values = torch.stack([rank[key][0] for rank in ranks])
+        torch.testing.assert_close(values.mean(), loss.detach())
+        grads = torch.cat([rank[key][1] for rank in ranks]) / 2
+        torch.testing.assert_close(grads, z.grad)
+
+
 def test_exact_does_nothing_without_ranks() -> None:
     logits, target, _ = batch()
     with distributed.exact():
@@ -113,3 +135,50 @@ def test_sum_and_count_refuses_several_means() -> None:
         distributed.sum_and_count(parse("cross_entropy + dice"), logits, target)
     with pytest.raises(ValueError, match="it took 0"):
         distributed.sum_and_count(parse("dice(reduction='sum')"), logits, target)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "dice(pool='batch')",
+        "binary_dice(pool='batch')",
+        "balanced_cross_entropy",
+        "structure(variant='released')",
+        "cross_entropy + jaccard(pool='batch')",
+    ],
+)
+def test_what_pools_a_batch_cannot_be_accumulated(text: str) -> None:
+    logits, target, masks = batch()
+    truth = masks if "binary" in text or "structure" in text else target
+    with pytest.raises(ValueError, match="pools the whole batch"):
+        distributed.sum_and_count(parse(text), logits, truth)
+
+
+def outside_main(rank: int, file: str) -> None:
+    dist.init_process_group("gloo", init_method=f"file://{file}", rank=rank, world_size=2)
+    group = dist.new_group([0])
+    logits, target, _ = batch()
+    if rank == 0:
+        with distributed.exact(group):
+            value = functional.cross_entropy_loss(logits, target)
+        assert torch.equal(value, functional.cross_entropy_loss(logits, target))
+    else:
+        with (
+            pytest.raises(ValueError, match="rank 1 is not in the group"),
+            distributed.exact(group),
+        ):
+            raise AssertionError("entered")
+    dist.barrier()
+    dist.destroy_process_group()
+
+
+def test_a_rank_outside_the_group_is_refused(tmp_path: Path) -> None:
+    context = multiprocessing.get_context("spawn")
+    processes = [
+        context.Process(target=outside_main, args=(r, str(tmp_path / "meet"))) for r in range(2)
+    ]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join(60)
+        assert process.exitcode == 0

@@ -28,7 +28,7 @@ from tests.comparison import (
 # --- oracles --------------------------------------------------------------------------------------
 
 
-def distribution_focal_loss(logits, target, *, weight=None, reduction="mean"):
+def distribution_focal_loss(logits, target, *, weight=None, count=None, reduction="mean"):
     """−(i + 1 − y) log p_i − (y − i) log p_{i+1}, i = ⌊y⌋, y clamped to [0, k − 1]."""
     bins = logits.shape[-1]
     weight = (torch.ones(()) if weight is None else weight).expand(target.shape)
@@ -45,7 +45,7 @@ def distribution_focal_loss(logits, target, *, weight=None, reduction="mean"):
             value = value - (y - i) * log_p[i + 1]
         values[place] = w * value
         counts[place] = w
-    return reduced(values, counts, tuple(target.shape), logits, reduction)
+    return reduced(values, counts, tuple(target.shape), logits, reduction, count)
 
 
 def distribution_mean(logits):

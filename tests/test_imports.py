@@ -1,10 +1,16 @@
 """`import denseloss` costs nothing beyond `import torch`."""
 
+import ast
+import graphlib
 import json
 import subprocess
 import sys
+from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
+
+import denseloss
 
 PROBE = """
 import json, sys, time
@@ -42,3 +48,28 @@ def test_library_modules_import_without_the_tool(module: str) -> None:
     code = f"import {module}, sys; print([m for m in {heavy} if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+SOURCES = Path(denseloss.__file__).parents[1]
+FILES = {
+    ".".join(p.relative_to(SOURCES).with_suffix("").parts).removesuffix(".__init__"): p
+    for p in SOURCES.glob("denseloss/**/*.py")
+}
+
+
+def imported(name: str) -> Iterator[str]:
+    """The files that a file imports, those inside functions, too."""
+    for node in ast.walk(ast.parse(FILES[name].read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names if alias.name in FILES)
+        elif isinstance(node, ast.ImportFrom):
+            for alias in node.names:
+                file = f"{node.module}.{alias.name}"
+                yield file if file in FILES else str(node.module)
+
+
+def test_no_file_imports_itself_through_others() -> None:
+    graph = {name: set(imported(name)) for name in FILES}
+    graphlib.TopologicalSorter(graph).prepare()
+    assert "denseloss.primitives.cpu.operators" in graph["denseloss.primitives"], "lazy ones, too"
+    assert not [n for n in graph["denseloss.backend"] if n.startswith("denseloss")]

@@ -439,16 +439,10 @@ def test_kornia_tversky_is_ours_without_smoothing():
 # --- torchmetrics ---------------------------------------------------------------------------------
 
 
-def decided(*space: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Logits with one class above one half in every pixel, that class, and labels."""
-    logits, target = labelled(*space)
-    found = torch.where(torch.rand(target.shape) < 0.6, target, torch.randint(3, target.shape))
-    return logits + 20 * F.one_hot(found, 3).movedim(-1, 1), found, target
-
-
 @pytest.mark.parametrize(("level", "pool"), [("global", "batch"), ("samplewise", "image")])
 def test_torchmetrics_dice_score(level, pool):
-    logits, found, target = decided(6, 7)
+    logits, target = labelled(6, 7)
+    found = logits.argmax(1)
     options = {"num_classes": 3, "input_format": "index", "aggregation_level": level}
     theirs = segmentation.dice_score(found, target, average="none", **options)
     ours = functional.f_score(logits, target, smooth=0, pool=pool, reduction="none")
@@ -457,24 +451,27 @@ def test_torchmetrics_dice_score(level, pool):
     same(functional.f_score(logits, target, smooth=0, pool=pool), macro.mean())
 
 
-def test_torchmetrics_dice_score_of_a_class_nowhere_is_nan_and_ours_is_one():
-    """It leaves 0/0 as NaN and out of its mean; we count nothing found in nothing as right."""
-    logits, found, target = decided(6, 7)
-    found, target = found.clamp(max=1), target.clamp(max=1)
-    logits = torch.full_like(logits, -20).scatter(1, found[:, None], 20.0)
+def test_torchmetrics_dice_score_of_a_class_nowhere():
+    """A class that is neither there nor predicted has no score, and is left out of the mean."""
+    logits, target = labelled(6, 7)
+    logits[:, 2], target = -20, target.clamp(max=1)
+    found = logits.argmax(1)
     options = {"num_classes": 3, "input_format": "index", "aggregation_level": "global"}
     theirs = segmentation.dice_score(found, target, average="none", **options)[0]
     ours = functional.f_score(logits, target, smooth=0, reduction="none")
     same(ours[:2], theirs[:2])
     assert theirs[2].isnan()
-    same(ours[2], 1)
+    assert ours[2].isnan()
     macro = segmentation.dice_score(found, target, average="macro", **options)
-    same(functional.f_score(logits, target, smooth=0, absent="skip"), macro.squeeze())
+    same(functional.f_score(logits, target, smooth=0), macro.squeeze())
+    f1 = classification.multiclass_f1_score(found, target, num_classes=3, average="macro")
+    same(functional.f_score(logits, target, smooth=0), f1)
 
 
 def test_torchmetrics_mean_iou_is_a_function_of_the_score():
     """IoU = F / (2 − F)."""
-    logits, found, target = decided(6, 7)
+    logits, target = labelled(6, 7)
+    found = logits.argmax(1)
     theirs = segmentation.mean_iou(
         found, target, num_classes=3, per_class=True, input_format="index"
     )
@@ -484,7 +481,8 @@ def test_torchmetrics_mean_iou_is_a_function_of_the_score():
 
 @pytest.mark.parametrize("beta", [0.5, 1.0, 2.0])
 def test_torchmetrics_fbeta(beta):
-    logits, found, target = decided(6, 7)
+    logits, target = labelled(6, 7)
+    found = logits.argmax(1)
     each = classification.multiclass_fbeta_score(
         found, target, beta=beta, num_classes=3, average="none"
     )
@@ -498,11 +496,11 @@ def test_torchmetrics_fbeta(beta):
         same(ours, theirs)
 
 
-def test_torchmetrics_takes_the_largest_class_and_ours_needs_more_than_the_threshold():
+def test_torchmetrics_takes_the_largest_class_and_so_do_we():
     logits, target = torch.tensor([[[0.45], [0.25], [0.3]]]).log(), torch.tensor([[0]])
     theirs = classification.multiclass_fbeta_score(
         logits, target, beta=1.0, num_classes=3, average="none"
     )
     same(theirs[0], 1)
-    same(functional.f_score(logits, target, smooth=0, reduction="none")[0], 0)
-    same(functional.f_score(logits, target, smooth=0, threshold=0.4, reduction="none")[0], 1)
+    same(functional.f_score(logits, target, smooth=0, reduction="none")[0], 1)
+    same(functional.f_score(logits, target, smooth=0, decision=0.5, reduction="none")[0], 0)

@@ -1,6 +1,6 @@
 """Cross entropy and focal losses: one value per pixel or element."""
 
-from math import exp, log
+from math import exp, inf, log, nan
 
 import pytest
 import torch
@@ -11,6 +11,7 @@ from torch import Tensor
 
 from denseloss import functional
 from tests.comparison import (
+    DTYPES,
     Case,
     agree,
     class_maps,
@@ -93,8 +94,20 @@ def focal_loss(
     return reduced(values, counts, (len(logits), *logits.shape[2:]), logits, reduction)
 
 
+def in_range(t):
+    """A mask a little outside [0, 1] is brought into it; further out it is none."""
+    return min(max(t, 0.0), 1.0) if -0.5 < t < 1.5 else nan
+
+
 def binary_cross_entropy_loss(
-    logits, target, *, pos_weight=None, weight=None, ignore_index=None, reduction="mean"
+    logits,
+    target,
+    *,
+    pos_weight=None,
+    weight=None,
+    ignore_index=None,
+    count=None,
+    reduction="mean",
 ):
     """−(pos_weight t log p + (1 − t) log(1 − p)), mean over Σ w."""
     if not isinstance(pos_weight, Tensor):
@@ -103,19 +116,29 @@ def binary_cross_entropy_loss(
         pos_weight = pos_weight.reshape(-1, *(1 for _ in logits.shape[2:]))
     pos_weight = pos_weight.double().expand(logits.shape)
     values, counts = {}, {}
-    for place, z, t, w in elements(logits, target, weight, ignore_index):
+    for place, z, raw, w in elements(logits, target, weight, ignore_index):
+        t = in_range(raw)
         value = -pos_weight[place] * t * F.logsigmoid(z) - (1 - t) * F.logsigmoid(-z)
         values[place] = w * value
         counts[place] = w
-    return reduced(values, counts, tuple(logits.shape), logits, reduction)
+    return reduced(values, counts, tuple(logits.shape), logits, reduction, count)
 
 
 def binary_focal_loss(
-    logits, target, *, gamma=2.0, alpha=0.25, weight=None, ignore_index=None, reduction="mean"
+    logits,
+    target,
+    *,
+    gamma=2.0,
+    alpha=0.25,
+    weight=None,
+    ignore_index=None,
+    count=None,
+    reduction="mean",
 ):
     """α_t (1 − p_t)^γ BCE, mean over Σ w."""
     values, counts = {}, {}
-    for place, z, t, w in elements(logits, target, weight, ignore_index):
+    for place, z, raw, w in elements(logits, target, weight, ignore_index):
+        t = in_range(raw)
         alpha_t = 1.0 if alpha is None else alpha * t + (1 - alpha) * (1 - t)
         bce = -t * F.logsigmoid(z) - (1 - t) * F.logsigmoid(-z)
         if gamma == 0:
@@ -127,7 +150,7 @@ def binary_focal_loss(
             focus = (1 - (p * t + (1 - p) * (1 - t))) ** gamma
         values[place] = w * alpha_t * focus * bce
         counts[place] = w
-    return reduced(values, counts, tuple(logits.shape), logits, reduction)
+    return reduced(values, counts, tuple(logits.shape), logits, reduction, count)
 
 
 ORACLES = {
@@ -474,3 +497,38 @@ def test_nothing_that_counts_is_zero_with_a_graph(name):
         agree(loss, ORACLES[name], logits, target, void=torch.tensor(True), **options)
     agree(loss, ORACLES[name], logits[:0], target[:0])
     agree(loss, ORACLES[name], logits[..., :0], target[..., :0])
+
+
+@pytest.mark.parametrize("name", INDEPENDENT)
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_a_mask_a_little_outside_its_range_is_brought_into_it(name, dtype):
+    """Resampling overshoots. As written, −0.1 would reward sure scores without a lower bound."""
+    loss = getattr(functional, name)
+    z = torch.tensor([[[-60.0, -8, 0, 8, 60]]], dtype=dtype)
+    for out, end in ((-0.25, 0.0), (-1e-3, 0.0), (1.25, 1.0), (1.004, 1.0)):
+        for kind in (dtype, torch.float32, torch.float64):
+            given, wanted = (torch.full((1, 1, 5), t, dtype=kind) for t in (out, end))
+            one = value_and_gradient(loss, z, given, reduction="none")
+            other = value_and_gradient(loss, z, wanted, reduction="none")
+            same(one[0], other[0], 1e-6)
+            same(one[1], other[1], 1e-6)
+            assert (one[0] >= 0).all()
+    for out in (-0.5, 1.5, 255.0, -inf, inf, nan):
+        given = torch.tensor([[[0.0, 1.0, out, 1.0, 0.0]]], dtype=dtype)
+        value = loss(z, given, reduction="none")
+        assert value.isnan().flatten().tolist() == [False, False, True, False, False]
+        masked = loss(z, given, weight=(given == given.clamp(0, 1)).float(), reduction="none")
+        assert masked.isfinite().all()
+
+
+@pytest.mark.parametrize("name", INDEPENDENT)
+def test_a_mask_of_labels_is_as_ever_beside_one_that_overshoots(name):
+    """A block with one odd target takes another way through the kernel than one without."""
+    loss = getattr(functional, name)
+    z, mask = torch.randn(1, 1, 5000), (torch.rand(1, 1, 5000) < 0.3).float()
+    wanted = value_and_gradient(loss, z, mask, reduction="none")
+    mask[0, 0, 17] = 1.2 if mask[0, 0, 17] else -0.2
+    mask[0, 0, 4000] = 1.2 if mask[0, 0, 4000] else -0.2
+    found = value_and_gradient(loss, z, mask, reduction="none")
+    same(found[0], wanted[0])
+    same(found[1], wanted[1])

@@ -1,6 +1,6 @@
 """Quality focal and varifocal loss: classification against a soft quality."""
 
-from math import log
+from math import inf, log, nan
 
 import pytest
 import torch
@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as st
 
-from denseloss import functional
+from denseloss import ClassScores, functional
 from tests.comparison import (
     DTYPES,
     Case,
@@ -29,10 +29,18 @@ def bce(z, q):
     return -q * F.logsigmoid(z) - (1 - q) * F.logsigmoid(-z)
 
 
-def quality_focal_loss(logits, quality, *, beta=2.0, alpha=None, weight=None, reduction="mean"):
+def in_range(q):
+    """Background is 0 and below; a rounding above 1 is 1, what is further out is no quality."""
+    return 0.0 if q <= 0 else q if q <= 1 else 1.0 if q <= 1.01 else nan
+
+
+def quality_focal_loss(
+    logits, quality, *, beta=2.0, alpha=None, weight=None, count=None, reduction="mean"
+):
     """|q − p|^β BCE(p, q), in the YOLOv5 manner times α q + (1 − α)(1 − q)."""
     values, counts = {}, {}
-    for place, z, q, w in elements(logits, quality, weight, None):
+    for place, z, raw, w in elements(logits, quality, weight, None):
+        q = in_range(raw)
         price = 1.0 if alpha is None else alpha * q + (1 - alpha) * (1 - q)
         if beta == 0:
             focus = 1.0
@@ -43,16 +51,25 @@ def quality_focal_loss(logits, quality, *, beta=2.0, alpha=None, weight=None, re
             focus = gap**beta if gap > 0 else 0.0  # the cusp
         values[place] = w * price * focus * bce(z, q)
         counts[place] = w
-    return reduced(values, counts, tuple(logits.shape), logits, reduction)
+    return reduced(values, counts, tuple(logits.shape), logits, reduction, count)
 
 
 def varifocal_loss(
-    logits, quality, *, alpha=0.75, gamma=2.0, detach_weight=False, weight=None, reduction="mean"
+    logits,
+    quality,
+    *,
+    alpha=0.75,
+    gamma=2.0,
+    detach_weight=False,
+    weight=None,
+    count=None,
+    reduction="mean",
 ):
     """q BCE(p, q) where q > 0, α p^γ BCE(p, 0) where q = 0."""
     values, counts = {}, {}
-    for place, z, q, w in elements(logits, quality, weight, None):
-        if q > 0:
+    for place, z, raw, w in elements(logits, quality, weight, None):
+        q = in_range(raw)
+        if q != 0:
             value = q * bce(z, q)
         else:
             focus = torch.exp(gamma * F.logsigmoid(z)) if gamma != 0 else torch.ones(())
@@ -61,7 +78,7 @@ def varifocal_loss(
             value = alpha * focus * bce(z, 0.0)
         values[place] = w * value
         counts[place] = w
-    return reduced(values, counts, tuple(logits.shape), logits, reduction)
+    return reduced(values, counts, tuple(logits.shape), logits, reduction, count)
 
 
 ORACLES = {"quality_focal_loss": quality_focal_loss, "varifocal_loss": varifocal_loss}
@@ -193,6 +210,69 @@ def test_detached_weight_keeps_the_value_and_drops_a_gradient():
     same(constant, value, 0)
     same(part / 3.7, [0.75 * 0.25 * 0.5])
     same(whole / 3.7, [0.75 * (0.25 * 0.5 + 2 * 0.5 * 0.25 * log(2))])
+
+
+# --- outside the range ----------------------------------------------------------------------------
+
+
+def test_varifocal_of_a_negative_quality_is_background():
+    """As yolov3 #901 has it: a generalised IoU as quality. As written the loss would fall to −∞."""
+    for q, z, value, slope in [
+        (0.0, 8.0, 5.9962, 0.7533),
+        (-0.3, 8.0, 5.9962, 0.7533),
+        (-1e-8, 8.0, 5.9962, 0.7533),
+        (-0.3, 60.0, 45.0, 0.75),
+        (-7.0, 60.0, 45.0, 0.75),
+    ]:
+        found = value_and_gradient(
+            functional.varifocal_loss, torch.tensor([[z]]), torch.tensor([[q]])
+        )
+        same(found[0], value, 1e-4)
+        same(found[1], [[3.7 * slope]], 1e-3)
+    assert functional.varifocal_loss(torch.tensor([[60.0]]), torch.tensor([[1.2]])).isnan()
+
+
+@every
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("compact", [False, True])
+def test_qualities_outside_their_range(name, dtype, compact):
+    """All below 0 is background, a rounding above 1 is 1, and NaN is no quality."""
+    loss = getattr(functional, name)
+    z = torch.linspace(-60, 60, 9).to(dtype)
+
+    def found(q, **options):
+        quality = torch.full((9,), q, dtype=dtype)
+        if compact:  # the score of class 1 of two
+            given = ClassScores(torch.ones(9, dtype=torch.long), quality)
+            logits = torch.stack([torch.zeros_like(z), z], -1)
+        else:
+            given, logits = quality, z
+        return value_and_gradient(loss, logits, given, reduction="none", **options)
+
+    background, perfect = found(0.0), found(1.0)
+    for q in (-1e-4, -0.3, -0.75, -1e4, -inf):
+        for one, other in zip(found(q), background, strict=True):
+            assert torch.equal(one, other)
+    for one, other in zip(found(1.008), perfect, strict=True):
+        assert torch.equal(one, other)
+    for q in (1.02, 1.4, 255.0, inf, nan):
+        value, gradient = found(q)
+        wrong, right = (value[:, 1], value[:, 0]) if compact else (value, torch.zeros(()))
+        assert wrong.isnan().all()
+        assert right.isfinite().all()
+        assert gradient.isnan().any()
+        value, gradient = found(q, weight=torch.zeros(9, 1) if compact else torch.zeros(9))
+        assert (value == 0).all()
+        assert (gradient == 0).all()
+
+
+@every
+def test_a_quality_that_learns_is_pushed_only_inside_its_range(name):
+    z = torch.zeros(4, dtype=torch.float64)
+    q = torch.tensor([-0.2, 0.3, 1.0, 1.005], dtype=torch.float64, requires_grad=True)
+    getattr(functional, name)(z, q, reduction="sum").backward()
+    assert q.grad[0] == q.grad[3] == 0
+    assert (q.grad[1:3] != 0).all()
 
 
 # --- the ends of the range ------------------------------------------------------------------------

@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from denseloss import functional
+from denseloss.contract import arguments, kinds
 from tests.comparison import (
     agree,
     class_maps,
@@ -20,6 +21,7 @@ from tests.comparison import (
     reduced,
     same,
     short_proof,
+    trained,
     value_and_gradient,
 )
 
@@ -41,12 +43,15 @@ def binary_members(logits, target, weight, ignore_index):
 
 
 def region(members, score, logits, pool, absent, class_weight, reduction):
-    """1 − score(I, P, T) of every class of every image, or of every class of the batch."""
+    """1 − score(I, P, T) of every class of every image, or of every class of the batch.
+
+    I = (P + T − Σ w |p − t|)/2, which is Σ w p t where t is 0 or 1.
+    """
     images, classes = logits.shape[:2]
-    intersection, prediction, truth = (defaultdict(float) for _ in range(3))
+    difference, prediction, truth = (defaultdict(float) for _ in range(3))
     for image, c, p, t, w in members:
         entry = {"image": (image, c), "batch": (c,)}[pool]
-        intersection[entry] += w * p * t
+        difference[entry] += w * abs(p - t)
         prediction[entry] += w * p
         truth[entry] += w * t
     values, counts = {}, {}
@@ -54,7 +59,8 @@ def region(members, score, logits, pool, absent, class_weight, reduction):
         if absent == "skip" and truth[entry] == 0:
             continue
         price = 1.0 if class_weight is None else float(class_weight[entry[-1]])
-        values[entry] = price * (1 - score(intersection[entry], prediction[entry], truth[entry]))
+        intersection = (prediction[entry] + truth[entry] - difference[entry]) / 2
+        values[entry] = price * (1 - score(intersection, prediction[entry], truth[entry]))
         counts[entry] = price
     shape = (images, classes) if pool == "image" else (classes,)
     return reduced(values, counts, shape, logits, reduction)
@@ -195,8 +201,9 @@ ORACLES = {
     "tversky_loss": tversky_loss,
     "binary_tversky_loss": binary_tversky_loss,
 }
-EXCLUSIVE = ["dice_loss", "jaccard_loss", "tversky_loss"]
-INDEPENDENT = ["binary_dice_loss", "binary_jaccard_loss", "binary_tversky_loss"]
+TARGETS = {name: kinds(getattr(functional, name))["target"].name for name in ORACLES}
+EXCLUSIVE = [name for name, target in TARGETS.items() if target == "ClassMap"]
+INDEPENDENT = [name for name, target in TARGETS.items() if target == "Masks"]
 
 every = pytest.mark.parametrize("name", sorted(ORACLES))
 exclusive = pytest.mark.parametrize("name", EXCLUSIVE)
@@ -208,17 +215,15 @@ independent = pytest.mark.parametrize("name", INDEPENDENT)
 @st.composite
 def formulas(draw, name):
     """Keywords of the loss itself."""
-    options = {
-        "smooth": draw(st.sampled_from([0, 1e-5, 1, 3.5])),
-        "pool": draw(st.sampled_from(["image", "batch"])),
-        "absent": draw(st.sampled_from(["count", "skip"])),
+    known = {
+        "smooth": [0, 1e-5, 1, 3.5],
+        "pool": ["image", "batch"],
+        "absent": ["count", "skip"],
+        "alpha": [0, 0.3, 1],
+        "beta": [0.5, 1, 2],
     }
-    if "dice" in name:
-        options["beta"] = draw(st.sampled_from([0.5, 1, 2]))
-    if "tversky" in name:
-        options["alpha"] = draw(st.sampled_from([0, 0.3, 1]))
-        options["beta"] = draw(st.sampled_from([0.2, 0.7, 1.5]))
-    return options
+    taken = [option for option in known if option in arguments(getattr(functional, name))]
+    return {option: draw(st.sampled_from(known[option])) for option in taken}
 
 
 def compare(name, case, data):
@@ -351,7 +356,7 @@ def test_dice_and_jaccard_rank_alike():
     same(jaccard, dice / (2 - dice), 1e-12)
 
 
-@exclusive
+@pytest.mark.parametrize("name", [name for name in EXCLUSIVE if "binary_" + name in ORACLES])
 def test_exclusive_classes_are_channels_of_the_softmax(name):
     """The binary form on logit(softmax) and the one-hot labels is the plain form."""
     logits, target = torch.randn(2, 3, 4, 5, dtype=torch.float64), torch.randint(3, (2, 4, 5))
@@ -376,6 +381,44 @@ def test_a_perfect_prediction_is_zero(name, smooth):
     mask = torch.tensor([[[1, 0, 1, 1], [0, 0, 0, 0]]])
     logits = (mask.double() * 2 - 1) * 1e4
     same(getattr(functional, name)(logits, mask, smooth=smooth, reduction="none"), [[0, 0]], 0)
+
+
+# --- soft targets ---------------------------------------------------------------------------------
+
+
+def soft(name):
+    """Logits of random probabilities, and these as the target."""
+    logits = torch.randn(2, 3, 4, 5, dtype=torch.float64)
+    return logits, logits.softmax(1) if name in EXCLUSIVE else logits.sigmoid()
+
+
+@every
+@pytest.mark.parametrize("pool", ["image", "batch"])
+def test_zero_at_the_target_and_more_elsewhere(name, pool):
+    loss = partial(getattr(functional, name), smooth=0, pool=pool, reduction="none")
+    logits, target = soft(name)
+    weight = torch.rand(2, 1, 4, 5)
+    same(loss(logits, target, weight=weight), torch.zeros_like(loss(logits, target)), 1e-12)
+    # in float32, where the fast versions run
+    same(loss(logits.float(), target.float()), torch.zeros_like(loss(logits, target)), 1e-6)
+    for step in (1e-3, 0.3, -1e-3, -3):
+        moved = logits.clone()
+        moved[0, 0, 0, 0] += step
+        away = loss(moved, target, weight=weight)
+        assert (away >= -1e-12).all()
+        assert away.max() > 0
+
+
+@every
+@pytest.mark.parametrize("smooth", [0, 1])
+def test_training_ends_at_the_target(name, smooth):
+    """Against Σ w p t it would end at 0 or 1: the truth of 0.3 is then best rounded."""
+    logits = torch.randn(1, 2, 6, 6)
+    target = torch.full((1, 2, 6, 6), 0.3)
+    if name in EXCLUSIVE:
+        target[:, 1] = 0.7
+    end = trained(partial(getattr(functional, name), smooth=smooth), logits, target)
+    same(end.softmax(1) if name in EXCLUSIVE else end.sigmoid(), target, 5e-4)
 
 
 # --- what counts ----------------------------------------------------------------------------------

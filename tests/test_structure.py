@@ -1,5 +1,6 @@
 """Structure loss: weighted cross entropy and weighted Jaccard with the emphasis on edges."""
 
+from functools import partial
 from math import log, nan
 
 import pytest
@@ -9,7 +10,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from denseloss import functional
-from tests.comparison import agree, elements, finite, masks, places, proof, reduced, same
+from tests.comparison import (
+    agree,
+    elements,
+    finite,
+    masks,
+    places,
+    proof,
+    reduced,
+    same,
+    trained,
+)
 from tests.test_weights import box_mean
 
 VARIANTS = ("corrected", "released", "equation")
@@ -43,22 +54,23 @@ def structure_loss(
         if not own:
             continue
         mean = box_mean(clean[entry], window, "zero")
-        entropy = intersection = union = total = edges = 0.0
+        entropy = difference = both = total = edges = 0.0
         for place, z, t, w in own:
             edge = gamma * abs(float(mean[place[2:]]) - t)
             p = torch.sigmoid(z)
             entropy += w * (1 + edge) * bce(z, t)
             total += w * (1 + edge)
             edges += w * edge
-            intersection += w * (1 + edge) * p * t
-            union += w * (1 + edge) * (p + t)
+            difference += w * (1 + edge) * abs(p - t)
+            both += w * (1 + edge) * (p + t)
         if variant == "corrected":
             w_bce = entropy / total
         elif variant == "released":
             w_bce = batch_bce / batch_weight
         elif variant == "equation":
             w_bce = entropy / (edges if edges != 0 else total)
-        denominator = union - intersection + smooth
+        intersection = (both - difference) / 2  # Σ w p t where t is 0 or 1
+        denominator = both - intersection + smooth
         score = (intersection + smooth) / denominator if denominator != 0 else intersection + 1
         values[entry] = w_bce + 1 - score
         counts[entry] = 1.0
@@ -204,6 +216,28 @@ def test_void_is_outside_the_image():
         expected = functional.structure_loss(logits, mask, **options)
         actual = functional.structure_loss(wider, marked, ignore_index=255, **options)
         same(actual, expected, 1e-12)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_the_overlap_of_soft_masks_is_perfect_at_the_mask(dtype):
+    """What is left is the entropy of the mask, under the weights."""
+    logits = torch.randn(2, 2, 9, 8, dtype=dtype)
+    mask = logits.sigmoid()
+    weight = functional.edge_weight(mask, window=3)
+    entropy = F.binary_cross_entropy_with_logits(logits, mask, reduction="none")
+    expected = (weight * entropy).sum((2, 3)) / weight.sum((2, 3))
+    options = {"window": 3, "smooth": 0, "reduction": "none"}
+    same(functional.structure_loss(logits, mask, **options), expected, 1e-6)
+    assert (functional.structure_loss(1.01 * logits, mask, **options) > expected).all()
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_training_ends_at_the_target(variant):
+    target = torch.full((1, 2, 6, 6), 0.3)
+    end = trained(
+        partial(functional.structure_loss, variant=variant), torch.randn(1, 2, 6, 6), target
+    )
+    same(end.sigmoid(), target, 5e-4)
 
 
 @pytest.mark.parametrize("variant", VARIANTS)

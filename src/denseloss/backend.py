@@ -1,97 +1,163 @@
-"""Which version of a primitive or of a whole loss runs.
+"""Which version of a quantity runs: its definition in plain torch, or a fast one.
 
-One table and one override. Each primitive, and each loss that is one pass over its inputs,
-registers its definition (plain torch, ``"reference"``) with `primitive`; a fast version registers
-itself under the name of its backend with `implement`. By default the fast version of the tensor's
-device runs where there is one, else the definition. The definition also runs where the fast
-version answers None: for float64, for a weight that needs a gradient, under `torch.func` and so on.
+One table and one override. Each quantity registers its definition (``"reference"``) with
+`primitive`; a fast version registers itself under the name of its backend with `implement`. By
+default the fast version of the tensor's device runs where there is one, else the definition. The
+definition also runs where the fast version answers `Declined`: for float64, for a weight that needs
+a gradient, under `torch.func` and so on.
 
-    with backend.use("reference"):  # force the definition, to test or to debug
+    with backend.use("reference"):            # force the definition, to test or to debug
         loss = dice_loss(logits, target)
 
-The override is a module global, not a ContextVar: `torch.compile` guards a global and recompiles
-when it changes, and cannot trace a ContextVar.
+    backend.which(dice_loss, logits, target)  # {"softmax_pass": "cpu", ...}
+
+This module imports nobody: where fast versions come from is handed to it (`offer`).
 """
 
 from __future__ import annotations
 
 import functools
+import threading
 from collections.abc import Callable, Iterable
 from types import TracebackType
-from typing import Any, ParamSpec, TypeVar, cast
+from typing import Any, NamedTuple, ParamSpec, TypeVar
 
-from torch import Tensor
+import torch
 
-__all__ = ["available", "implement", "missing", "primitive", "reference", "table", "use"]
+__all__ = [
+    "Declined",
+    "available",
+    "implement",
+    "missing",
+    "offer",
+    "primitive",
+    "reference",
+    "table",
+    "use",
+    "which",
+]
 
 P = ParamSpec("P")
 R = TypeVar("R")
 
 REFERENCE = "reference"
+_is_compiling = torch.compiler.is_compiling
 table: dict[str, dict[str, Callable[..., Any]]] = {}
-_override: str | None = None
+_loaders: dict[str, Callable[[], None]] = {}
 # The backends that were looked for: None where one is there, else why it is not.
 _found: dict[str, str | None] = {}
 
 
+class Declined(NamedTuple):
+    """The answer of a fast version that does not take these inputs: the definition runs instead."""
+
+    why: str
+
+
+class _Own(threading.local):
+    """What each thread has of its own: the override, and the notes of `which`."""
+
+    override: str | None = None
+    notes: dict[str, str] | None = None
+
+
+_own = _Own()
+# The override of the main thread once more, for compiled code: torch.compile guards a module's
+# global and recompiles when it changes, and cannot trace what belongs to a thread.
+_compiled_override: str | None = None
+
+
+def _set_override(backend: str | None) -> str | None:
+    """Set the override of this thread; returns the one before."""
+    global _compiled_override
+    before, _own.override = _own.override, backend
+    if threading.current_thread() is threading.main_thread():
+        _compiled_override = backend
+    return before
+
+
+def offer(name: str, loader: Callable[[], None]) -> None:
+    """Say where the fast versions of a device come from; they are loaded at the first call on it.
+
+    Args:
+        name: of the device, such as ``"cuda"``, and of its backend.
+        loader: calls `implement` for each of them; ImportError or RuntimeError says why it cannot.
+    """
+    _loaders[name] = loader
+
+
 def _load(name: str) -> None:
-    """Bring in the fast versions of a device, at the first call on it; never at import."""
-    if name in _found or name not in ("cpu", "cuda"):
+    if name in _found or name not in _loaders:
         return
     _found[name] = None
     try:
-        # Statements, not importlib: torch.compile runs these where it meets them.
-        if name == "cpu":
-            import denseloss.primitives.cpu.operators
-        else:
-            import denseloss.primitives.cuda  # noqa: F401
+        _loaders[name]()
     except (ImportError, RuntimeError) as error:
         _found[name] = str(error)
 
 
 def missing() -> dict[str, str]:
     """The fast backends that are not there, and why."""
-    for name in ("cpu", "cuda"):
+    for name in _loaders:
         _load(name)
     return {name: why for name, why in _found.items() if why is not None}
 
 
 def reference(name: str) -> Callable[..., Any]:
-    """The definition of a primitive or loss."""
+    """The definition of a quantity."""
     return table[name][REFERENCE]
 
 
 def _device(arguments: Iterable[Any]) -> str:
     """The type of device of the first tensor; keywords may come in any order."""
     for x in arguments:
-        if isinstance(x, Tensor):
-            return x.device.type
+        if isinstance(x, torch.Tensor):
+            return "cpu" if x.is_cpu else x.device.type
     return REFERENCE
 
 
 def primitive(definition: Callable[P, R]) -> Callable[P, R]:
-    """Register the plain-torch definition of a primitive and dispatch its calls."""
-    versions = table.setdefault(definition.__name__, {})
+    """Register the plain-torch definition of a quantity and dispatch its calls."""
+    name = definition.__name__
+    versions = table.setdefault(name, {})
     versions[REFERENCE] = definition
 
     @functools.wraps(definition)
     def run(*args: P.args, **kwargs: P.kwargs) -> R:
-        if _override == REFERENCE:
+        if _is_compiling():
+            override, notes = _compiled_override, None
+        else:
+            override, notes = _own.override, _own.notes
+        if args and type(args[0]) is not torch.Tensor:  # what stands for a tensor has it
+            args = (getattr(args[0], "tensor", args[0]), *args[1:])  # type: ignore[assignment]
+        backend = override or _device(args or kwargs.values())
+        if backend not in _found:
+            _load(backend)
+        version = versions.get(backend)
+        if version is None or backend == REFERENCE:
+            if notes is not None:
+                notes[name] = f"{REFERENCE}: {_why_none(name, backend)}"
             return definition(*args, **kwargs)
-        name = _override or _device(args or kwargs.values())
-        _load(name)
-        version = versions.get(name)
-        if version is not None:
-            result = version(*args, **kwargs)
-            if result is not None:
-                return cast(R, result)
-        return definition(*args, **kwargs)
+        result: Any = version(*args, **kwargs)
+        if type(result) is Declined:
+            if notes is not None:
+                notes[name] = f"{REFERENCE}: {result.why}"
+            return definition(*args, **kwargs)
+        if notes is not None:
+            notes[name] = backend
+        return result  # type: ignore[no-any-return]
 
     return run
 
 
+def _why_none(name: str, backend: str) -> str:
+    if backend == REFERENCE:
+        return 'backend.use("reference") is in force'
+    return _found.get(backend) or f"{name} has no fast version on {backend}"
+
+
 def implement(name: str, *, backend: str) -> Callable[[Callable[P, R]], Callable[P, R]]:
-    """Register a fast version of the primitive ``name``."""
+    """Register a fast version of the quantity ``name``."""
     if name not in table:
         raise KeyError(f"implement: there is no primitive {name!r}; known: {sorted(table)}")
 
@@ -103,21 +169,48 @@ def implement(name: str, *, backend: str) -> Callable[[Callable[P, R]], Callable
 
 
 def available() -> list[str]:
-    """The names of the backends that have at least one primitive here."""
+    """The names of the backends that have at least one quantity here."""
     missing()
     return sorted({backend for versions in table.values() for backend in versions})
 
 
+def which(loss: Callable[..., Any], *inputs: Any, **options: Any) -> dict[str, str]:
+    """Which version of each quantity a call runs, and where it is the definition, why.
+
+    Args:
+        loss: any function or Module made of our quantities; it is called once.
+        inputs: its tensors.
+        options: its keywords.
+
+    Returns:
+        For each quantity the name of a backend, or ``"reference: ..."`` and the reason.
+
+    Example:
+        >>> from denseloss.functional import dice_loss
+        >>> logits = torch.zeros(1, 2, 3, dtype=torch.float64)
+        >>> which(dice_loss, logits, torch.tensor([[0, 1, 1]]))["softmax_pass"]
+        'reference: logits are float64'
+    """
+    before, _own.notes = _own.notes, {}
+    try:
+        loss(*inputs, **options)
+        return _own.notes
+    finally:
+        _own.notes = before
+
+
 class use:  # noqa: N801 - reads as a verb: `with backend.use("reference")`
-    """Run every primitive on one backend, from here on or inside a ``with`` block.
+    """Run every quantity on one backend, from here on or inside a ``with`` block.
+
+    The override belongs to the thread that sets it. Compiled code follows that of the main thread.
 
     Args:
         backend: ``"reference"``, the name of a fast backend, or None to choose by device again.
 
-    A primitive that has no version for that backend runs its definition.
+    A quantity that has no version for that backend runs its definition.
 
     Raises:
-        RuntimeError: no primitive has a version for that backend here.
+        RuntimeError: no quantity has a version for that backend here.
     """
 
     def __init__(self, backend: str | None) -> None:
@@ -126,8 +219,7 @@ class use:  # noqa: N801 - reads as a verb: `with backend.use("reference")`
             raise RuntimeError(
                 f"backend {backend!r} is not there{why}; available: {', '.join(available())}"
             )
-        global _override
-        self._before, _override = _override, backend
+        self._before = _set_override(backend)
 
     def __enter__(self) -> None:
         """The override is in force since construction."""
@@ -138,5 +230,4 @@ class use:  # noqa: N801 - reads as a verb: `with backend.use("reference")`
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        global _override
-        _override = self._before
+        _set_override(self._before)

@@ -502,10 +502,9 @@ _TASKS = {
 
 def _loss_functions() -> dict[str, Callable[..., object]]:
     """Return the loss functions by the names that expressions have for them."""
-    from denseloss import losses
+    from denseloss import compose
 
-    names = [name for name in losses.__all__ if name.endswith("_loss")]
-    return {name.removesuffix("_loss"): getattr(losses, name) for name in names}
+    return {name: module.function for name, module in compose.names().items()}
 
 
 def _entries() -> list[_Entry]:
@@ -515,7 +514,7 @@ def _entries() -> list[_Entry]:
     found = []
     for name, function in _loss_functions().items():
         text = inspect.getdoc(function) or ""
-        target = [kind.name for kind in kinds(function).values()][1]
+        *_, target = [kind.name for kind in kinds(function).values()][:2]
         source = text.partition("\nSource:\n")[2].partition("\n\n")[0]
         line = text.partition("\n\n")[0].rstrip(".")
         entry = _Entry(name, _TASKS.get(target, target), _joined(line), _joined(source))

@@ -9,8 +9,7 @@ from __future__ import annotations
 
 import ast
 import math
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -19,7 +18,8 @@ from torch import Tensor, nn
 from denseloss import losses
 from denseloss.contract import nearest
 from denseloss.module import LossModule
-from denseloss.primitives.together import Call, together
+from denseloss.primitives.overlap import COLUMNS
+from denseloss.primitives.shared import Expected, SharedLogits
 
 __all__ = ["AtTargetSize", "DeepSupervision", "ParseError", "WeightedSum", "names", "parse"]
 
@@ -56,6 +56,7 @@ class WeightedSum(nn.Module):
             raise ValueError("WeightedSum: there must be at least one term")
         self.losses = nn.ModuleDict()
         self.weights: dict[str, float] = {}
+        self._expected = _BOTH
         for name, term in terms.items():
             weight, loss = term if isinstance(term, tuple) else (1.0, term)
             if not isinstance(loss, nn.Module):
@@ -72,17 +73,19 @@ class WeightedSum(nn.Module):
 
     def terms(self, *tensors: Any, **options: Any) -> dict[str, Tensor]:
         """The weighted value of each term; they sum to the value of the call."""
-        if len(tensors) == 2 and len(self.losses) > 1 and _are_tensors(*tensors):
-            logits, target = tensors
-            with together(logits, target, _calls(self, options)) as shared:
-                return self._values(shared, target, **options)
-        return self._values(*tensors, **options)
-
-    def _values(self, *tensors: Any, **options: Any) -> dict[str, Tensor]:
-        return {
-            name: _weighted(weight, loss(*tensors, **options))
-            for name, weight, loss in self.named_terms()
+        if not tensors:
+            raise TypeError("WeightedSum: the tensors of its losses are missing")
+        first, *rest = tensors
+        losses = self.losses.items()  # once: an attribute of a Module is a search
+        if len(losses) > 1 and isinstance(first, Tensor):
+            first = SharedLogits(first, expected=self._expected)
+        values = {
+            name: _weighted(self.weights[name], _called(loss, first, *rest, **options))
+            for name, loss in losses
         }
+        if isinstance(first, SharedLogits):
+            _remember(self, first)
+        return values
 
     def forward(self, *tensors: Any, **options: Any) -> Tensor:
         """The sum of the terms."""
@@ -107,31 +110,41 @@ def _weighted(weight: float, value: Tensor) -> Tensor:
     return value if weight == 1 else weight * value
 
 
-def _are_tensors(*tensors: Any) -> bool:
-    return all(isinstance(x, Tensor) for x in tensors)
+# What losses are expected to ask for before they have been called.
+_BOTH: Expected = {
+    "softmax_pass": {"entropy": True, "spread": None, "columns": COLUMNS},
+    "sigmoid_sums": {"columns": COLUMNS, "entropy": 1.0},
+}
 
 
-def _calls(criterion: nn.Module, options: dict[str, Any]) -> list[Call]:
-    """The loss functions that a criterion will call, with their options."""
-    if _changes_its_inputs(criterion):
-        return [(criterion, options)]
-    if type(criterion) is WeightedSum:
-        return [call for _, _, loss in criterion.named_terms() for call in _calls(loss, options)]
-    # A subclass may do anything with the logits before it calls the function.
-    if "function" in vars(type(criterion)):
-        assert isinstance(criterion, LossModule)
-        own = {name: getattr(criterion, name) for name in criterion.options}
-        return [(type(criterion).function, {**own, **options})]
-    return [(criterion, options)]
+def _remember(criterion: nn.Module, shared: SharedLogits) -> None:
+    # Compiled, nothing is remembered: it would be compiled anew at the second call.
+    if not torch.compiler.is_compiling():
+        criterion.__dict__["_expected"] = shared.remembered()
 
 
-def _changes_its_inputs(criterion: nn.Module) -> bool:
-    """Whether hooks or a forward of its own stand between a Module's call and its function."""
-    return bool(
-        criterion._forward_pre_hooks
-        or nn.modules.module._global_forward_pre_hooks
-        or "forward" in vars(criterion)
-    )
+def _called(criterion: nn.Module, first: Any, *rest: Any, **options: Any) -> Tensor:
+    """The value of a criterion, whose logits may be shared with others."""
+    if isinstance(first, SharedLogits):
+        if _takes_shared(criterion):
+            value: Tensor = criterion(first, *rest, **options)
+            if value.requires_grad or not (first.requires_grad and torch.is_grad_enabled()):
+                return value
+        # Something in it takes tensors only, such as an autograd Function of a user.
+        first = first.tensor
+    return criterion(first, *rest, **options)  # type: ignore[no-any-return]
+
+
+def _takes_shared(criterion: nn.Module) -> bool:
+    """Whether a criterion is a function of logits, or a sum that hands them on to such.
+
+    Anything else may do with the logits what only a tensor can.
+    """
+    if "forward" in vars(criterion) or criterion._backward_hooks:
+        return False  # somebody has put another in its place, or wants the gradient of the logits
+    if isinstance(criterion, LossModule):
+        return criterion.only_logits
+    return type(criterion) is WeightedSum
 
 
 def _term(name: str, loss: nn.Module) -> str:
@@ -145,11 +158,10 @@ def _short(function: str) -> str:
     return function.removesuffix("_loss")
 
 
-def names() -> dict[str, Callable[..., LossModule]]:
+def names() -> dict[str, type[LossModule]]:
     """The losses of the catalogue by the name that an expression uses: without ``_loss``."""
-    found: dict[str, Callable[..., LossModule]] = {}
-    for name in losses.__all__:
-        module = getattr(losses, name)
+    found: dict[str, type[LossModule]] = {}
+    for module in vars(losses).values():
         if isinstance(module, type) and issubclass(module, LossModule):
             function = module.function.__name__
             if function.endswith("_loss"):
@@ -287,23 +299,27 @@ class AtTargetSize(nn.Module):
         super().__init__()
         self.criterion = criterion
         self.align_corners = align_corners
+        several = isinstance(criterion, WeightedSum) and len(criterion.losses) > 1
+        self._expected = _BOTH if several else {}
 
     def forward(self, logits: Tensor, target: Tensor, **options: Any) -> Tensor:
         """The criterion at the target's size."""
-        with self._resized(logits, target, options) as shared:
-            value: Tensor = self.criterion(shared, target, **options)
+        shared = self._shared(logits, target)
+        value = _called(self.criterion, shared, target, **options)
+        _remember(self, shared)
         return value
 
     def terms(self, logits: Tensor, target: Tensor, **options: Any) -> dict[str, Tensor]:
         """The weighted terms at the target's size, where the criterion has terms."""
         if not isinstance(self.criterion, WeightedSum):
             raise TypeError(f"terms: {type(self.criterion).__name__} has no terms")
-        with self._resized(logits, target, options) as shared:
-            return self.criterion.terms(shared, target, **options)
+        shared = self._shared(logits, target)
+        takes = _takes_shared(self.criterion)
+        terms = self.criterion.terms(shared if takes else shared.tensor, target, **options)
+        _remember(self, shared)
+        return terms
 
-    def _resized(
-        self, logits: Tensor, target: Tensor, options: dict[str, Any]
-    ) -> AbstractContextManager[Tensor]:
+    def _shared(self, logits: Tensor, target: Tensor) -> SharedLogits:
         if not isinstance(logits, Tensor) or not isinstance(target, Tensor):
             raise TypeError(
                 "AtTargetSize: logits and target must be tensors, got "
@@ -315,8 +331,9 @@ class AtTargetSize(nn.Module):
                 "AtTargetSize: logits must be float[n c *s] with one to three axes of space and "
                 f"target [n *s] or [n c *s], got {list(logits.shape)} and {list(target.shape)}"
             )
-        calls = _calls(self.criterion, options)
-        return together(logits, target, calls, align_corners=self.align_corners)
+        size = tuple(target.shape[target.ndim - axes :])
+        expected = self._expected
+        return SharedLogits(logits, size, align_corners=self.align_corners, expected=expected)
 
     def extra_repr(self) -> str:
         """The option, where it is not the default."""

@@ -50,11 +50,19 @@ def exact(group: dist.ProcessGroup | None = None) -> Iterator[None]:
 
     Args:
         group: the ranks that share a batch; None is all of them.
+
+    Raises:
+        ValueError: this rank is not in the group.
     """
     global _world
     before = _world
     if dist.is_available() and dist.is_initialized():
-        _world = _World(group, dist.get_world_size(group))
+        size = dist.get_world_size(group)
+        if size < 1:  # torch answers -1
+            raise ValueError(
+                f"exact: rank {dist.get_rank()} is not in the group; call it on its members alone"
+            )
+        _world = _World(group, size)
     try:
         yield
     finally:
@@ -108,6 +116,12 @@ def alone() -> bool:
 
 def total(local: Tensor) -> Tensor:
     """The sum over ranks. Its gradient is ``size`` times the local one, which DDP averages away."""
+    if _record is not None:
+        raise ValueError(
+            "sum_and_count: the loss pools the whole batch (pool='batch', balanced cross entropy, "
+            "variant='released' or 'class_mean'), so it is another function of each part of it and "
+            "cannot be accumulated exactly"
+        )
     if _world is None:
         return local
     everywhere = local.detach().clone()
@@ -118,13 +132,19 @@ def total(local: Tensor) -> Tensor:
     return everywhere + (scaled - scaled.detach())
 
 
-def mean(total_value: Tensor, count: Tensor | int) -> Tensor:
-    """``sum / count`` over all ranks; 0, with a graph, where nothing counts."""
-    if not isinstance(count, Tensor):
+def mean(total_value: Tensor, count: Tensor | float, *, least: float = 0.0) -> Tensor:
+    """``sum / count`` over all ranks, the count at least ``least``; 0 where nothing counts."""
+    if isinstance(count, Tensor):
+        count = count.to(total_value.dtype)  # ranks may count in integers and in floats
+    elif alone() and not torch.compiler.is_compiling():
+        return total_value / (max(count, least) or 1)
+    else:
         count = torch.full((), count, dtype=total_value.dtype, device=total_value.device)
     if _record is not None:
         _record.append(SumCount(total_value, count.detach()))
     if _world is not None:
         total_value, count = _world.size * total_value, count.detach().clone()
         dist.all_reduce(count, group=_world.group)
+    if least:
+        return total_value / count.clamp_min(least)
     return total_value / torch.where(count == 0, 1, count)

@@ -1,7 +1,11 @@
 """Hard scores, on the same sums as the losses: a score never changes because a loss does."""
 
+from typing import Literal
+
+import torch
 from torch import Tensor
 
+from denseloss import distributed
 from denseloss.contract import (
     Absent,
     ClassMap,
@@ -16,11 +20,15 @@ from denseloss.contract import (
     Share,
     checked,
 )
-from denseloss.losses.reduce import reduce_classes
-from denseloss.module import loss_module
-from denseloss.primitives.overlap import f_measure, sigmoid_overlap, softmax_overlap
+from denseloss.module import LossModule, call_of, options_of
+from denseloss.primitives.overlap import Overlap
+from denseloss.primitives.reduce import reduce
+from denseloss.primitives.sigmoid import sigmoid_overlap
+from denseloss.primitives.softmax import softmax_overlap
 
 __all__ = ["BinaryFScore", "FScore", "binary_f_score", "f_score"]
+
+Decision = Literal["argmax"]
 
 
 @checked
@@ -29,7 +37,7 @@ def f_score(
     target: ClassMap,
     *,
     beta: NonNegative = 1.0,
-    threshold: Share | None = 0.5,
+    decision: Decision | Share | None = "argmax",
     smooth: NonNegative = 1e-5,
     pool: Pool = "batch",
     absent: Absent = "count",
@@ -41,26 +49,24 @@ def f_score(
     r"""F-β score of each exclusive class; β = 1 is the Dice score.
 
     F_c = ((1+β²) I + s) / ((1+β²) I + β² (T-I) + (P-I) + s)
-    I = Σ w p t,  P = Σ w p,  T = Σ w t with p = [softmax(z) > threshold]
+    I = Σ w min(p, t),  P = Σ w p,  T = Σ w t
+    p = 1 for the class with the highest score, else 0
 
-    Use it to evaluate; ``threshold=None`` gives the soft score, 1 - `dice_loss` of the same
+    Use it to evaluate; ``decision=None`` gives the soft score, 1 - `dice_loss` of the same
     smooth and pool (whose defaults differ).
 
     Args:
-        logits: scores z.
-        target: labels, or class probabilities t.
         beta: β >= 0; above 1 a missed pixel costs more than a false one.
-        threshold: p counts as 1 above it and as 0 up to it; None takes p as it is.
-        smooth: s >= 0; with s > 0 a class neither present nor predicted scores 1.
+        decision: ``"argmax"``: the class with the highest score (the first of equals); a number in
+            [0, 1]: every class with p above it, which may be none; None: p as it is.
+        smooth: s >= 0; added to both sides of the fraction.
         pool: sums over the pixels of the ``"batch"``, or of each ``"image"``.
-        absent: ``"count"`` classes without a target pixel, or ``"skip"`` them in the mean.
-        class_weight: what each class counts for in the mean, >= 0.
-        weight: w, what each pixel counts for, >= 0; 0 is void.
-        ignore_index: the label of void pixels.
-        reduction: over classes (and images). An image that is all void does not count.
+        reduction: over classes (and images). What nothing speaks about does not count.
 
     Returns:
-        A scalar; with ``reduction="none"`` float[c], or float[n c] with ``pool="image"``.
+        A scalar; with ``reduction="none"`` float[c], or float[n c] with ``pool="image"``. NaN for a
+        class that is neither in the target nor predicted, or all void: it has no score. Means leave
+        it out, and are NaN where nothing is left. A class that is predicted but absent scores 0.
 
     Raises:
         TypeError: a wrong dtype.
@@ -77,9 +83,9 @@ def f_score(
         >>> f_score(z, torch.tensor([[0, 0, 1]]), reduction="none")  # 2/3 for both
         tensor([0.6667, 0.6667])
     """
-    sums = softmax_overlap(logits, target, weight, ignore_index, pool=pool, threshold=threshold)
-    values = f_measure(sums, beta=beta, smooth=smooth)
-    return reduce_classes(values, sums, reduction, absent=absent, class_weight=class_weight)
+    sums = softmax_overlap(logits, target, weight, ignore_index, pool=pool, decision=decision)
+    values = sums.similarity(a=1 + beta**2, b=0, c=1, d=beta**2, s=smooth)
+    return _mean_of_scores(values, sums, reduction, absent, class_weight)
 
 
 @checked
@@ -100,26 +106,23 @@ def binary_f_score(
     r"""F-β score of each independent channel; β = 1 is the Dice score.
 
     F_c = ((1+β²) I + s) / ((1+β²) I + β² (T-I) + (P-I) + s)
-    I = Σ w p t,  P = Σ w p,  T = Σ w t with p = [sigmoid(z) > threshold]
+    I = Σ w min(p, t),  P = Σ w p,  T = Σ w t,  p = [sigmoid(z) > threshold]
 
     Use it to evaluate; ``threshold=None`` gives the soft score, 1 - `binary_dice_loss` of the same
     smooth and pool (whose defaults differ).
 
     Args:
-        logits: scores z.
-        target: t in [0, 1], a mask per channel.
         beta: β >= 0; above 1 a missed pixel costs more than a false one.
         threshold: p counts as 1 above it and as 0 up to it; None takes p as it is.
-        smooth: s >= 0; with s > 0 a channel neither present nor predicted scores 1.
+        smooth: s >= 0; added to both sides of the fraction.
         pool: sums over the pixels of the ``"batch"``, or of each ``"image"``.
-        absent: ``"count"`` channels without a target pixel, or ``"skip"`` them in the mean.
-        class_weight: what each channel counts for in the mean, >= 0.
-        weight: w, what each element counts for, >= 0; 0 is void.
-        ignore_index: the value of void pixels in the target, such as 255.
-        reduction: over channels (and images). A channel that is all void does not count.
+        reduction: over channels (and images). What nothing speaks about does not count.
 
     Returns:
-        A scalar; with ``reduction="none"`` float[c], or float[n c] with ``pool="image"``.
+        A scalar; with ``reduction="none"`` float[c], or float[n c] with ``pool="image"``. NaN for a
+        channel that is neither in the target nor predicted, or all void: it has no score. Means
+        leave it out, and are NaN where nothing is left. A channel that is predicted but absent
+        scores 0.
 
     Raises:
         TypeError: a wrong dtype.
@@ -137,9 +140,41 @@ def binary_f_score(
         tensor(0.6667)
     """
     sums = sigmoid_overlap(logits, target, weight, ignore_index, pool=pool, threshold=threshold)
-    values = f_measure(sums, beta=beta, smooth=smooth)
-    return reduce_classes(values, sums, reduction, absent=absent, class_weight=class_weight)
+    values = sums.similarity(a=1 + beta**2, b=0, c=1, d=beta**2, s=smooth)
+    return _mean_of_scores(values, sums, reduction, absent, class_weight)
 
 
-BinaryFScore = loss_module(binary_f_score)
-FScore = loss_module(f_score)
+def _mean_of_scores(
+    values: Tensor, sums: Overlap, reduction: str, absent: str, class_weight: Tensor | None
+) -> Tensor:
+    """Reduce the scores over what has one."""
+    true, predicted = sums.true.detach() != 0, sums.predicted.detach() != 0
+    weight = counts = sums.present * (true if absent == "skip" else true | predicted)
+    if class_weight is not None:
+        weight = counts * class_weight.to(counts.dtype)
+    if reduction == "none":
+        return torch.where(counts == 0, torch.nan, weight * values)
+    value = reduce(torch.where(counts == 0, 0, values), reduction, weight=weight)
+    if reduction == "sum":
+        return value
+    return torch.where(distributed.total(weight.sum()) == 0, torch.nan, value)
+
+
+class BinaryFScore(LossModule):
+    """`binary_f_score` as a Module."""
+
+    @options_of(binary_f_score)
+    def __init__(self) -> None: ...
+
+    @call_of(binary_f_score)
+    def __call__(self) -> None: ...
+
+
+class FScore(LossModule):
+    """`f_score` as a Module."""
+
+    @options_of(f_score)
+    def __init__(self) -> None: ...
+
+    @call_of(f_score)
+    def __call__(self) -> None: ...

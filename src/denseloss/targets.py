@@ -1,4 +1,4 @@
-"""Targets that say in a few numbers what a dense tensor would say in many."""
+"""Objects that stand for a tensor in a call: targets in a few numbers, logits that are shared."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-__all__ = ["ClassScores"]
+__all__ = ["ClassScores", "StandIn"]
 
 BACKGROUND = -1
 
@@ -49,3 +49,16 @@ class ClassScores(NamedTuple):
     def void(self, ignore_index: int | None) -> Tensor | None:
         """The places that do not count, bool [*s 1]; None where all do."""
         return None if ignore_index is None else (self.label == ignore_index).unsqueeze(-1)
+
+
+class StandIn:
+    """Stands for a tensor of this shape, dtype and device in an argument of one kind.
+
+    A call is checked as if the tensor itself had come.
+    """
+
+    stands_for = "Logits"
+    """The name of the kind, see `denseloss.contract`."""
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+    device: torch.device

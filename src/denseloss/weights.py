@@ -5,9 +5,10 @@ from typing import Annotated, Literal
 import torch
 from torch import Tensor
 
+from denseloss import distributed
 from denseloss.contract import Interval, Labels, MasksAlone, NonNegative, Odd, checked
-from denseloss.module import loss_module
-from denseloss.primitives import likelihood
+from denseloss.module import LossModule, call_of, options_of
+from denseloss.primitives import labels
 from denseloss.primitives.overlap import ratio
 from denseloss.primitives.void import full_precision
 from denseloss.primitives.windows import edge_emphasis
@@ -70,7 +71,8 @@ def inverse_frequency(target: Labels, num_classes: Count, *, ignore_index: int =
 
     cw[c] = 1 / (pixels of class c), 0 for a class that is absent
 
-    Use it as ``class_weight``, from the labels of a batch or of the whole data set.
+    Use it as ``class_weight``, from the labels of a batch or of the whole data set. Inside
+    `denseloss.distributed.exact` the labels of all ranks are counted.
 
     Args:
         target: labels.
@@ -91,14 +93,10 @@ def inverse_frequency(target: Labels, num_classes: Count, *, ignore_index: int =
         >>> inverse_frequency(torch.tensor([[0, 0, 2, -100]]), 3)
         tensor([0.5000, 0.0000, 1.0000])
     """
-    label = target.long()
-    valid = label != ignore_index
-    outside = valid & ((label < 0) | (label >= num_classes))
-    label = torch.where(valid & ~outside, label, 0)
-    pixels = likelihood.class_count(label, num_classes, valid & ~outside).float()
-    inverse = ratio(torch.ones_like(pixels), pixels, empty=0)
-    # A label that is no class must not vanish from a statistic unseen.
-    return torch.where(outside.any(), torch.nan, inverse)
+    valid = (target.long() != ignore_index).float()
+    # A label that is no class makes the count NaN: it must not vanish from a statistic unseen.
+    pixels = distributed.total(labels.class_count(target, valid, num_classes))
+    return ratio(torch.ones_like(pixels), pixels, empty=0)
 
 
 @checked
@@ -112,7 +110,6 @@ def one_hot(target: Labels, num_classes: Count, *, ignore_index: int = -100) -> 
     Args:
         target: labels.
         num_classes: c.
-        ignore_index: the label of void pixels.
 
     Returns:
         float32 [n c *s]; NaN at a pixel whose label is neither void nor a class.
@@ -132,9 +129,28 @@ def one_hot(target: Labels, num_classes: Count, *, ignore_index: int = -100) -> 
         tensor([[[0., 0., 1.],
                  [1., 0., 0.]]])
     """
-    return likelihood.one_hot(target, num_classes, ignore_index=ignore_index)
+    return labels.one_hot(target, num_classes, ignore_index=ignore_index)
 
 
-EdgeWeight = loss_module(edge_weight)
-InverseFrequency = loss_module(inverse_frequency)
-OneHot = loss_module(one_hot)
+class EdgeWeight(LossModule):
+    """`edge_weight` as a Module."""
+
+    @options_of(edge_weight)
+    def __init__(self) -> None: ...
+
+    @call_of(edge_weight)
+    def __call__(self) -> None: ...
+
+
+class InverseFrequency(LossModule):
+    """`inverse_frequency` as a Module."""
+
+    @options_of(inverse_frequency)
+    def __init__(self) -> None: ...
+
+
+class OneHot(LossModule):
+    """`one_hot` as a Module."""
+
+    @options_of(one_hot)
+    def __init__(self) -> None: ...

@@ -7,10 +7,10 @@ from torch import Tensor
 
 from denseloss import distributed
 from denseloss.contract import Image, Logits, Positive, Reduction, checked
-from denseloss.losses.reduce import reduce
-from denseloss.module import loss_module
+from denseloss.module import LossModule, call_of, options_of
 from denseloss.primitives.affinity import Association, association
 from denseloss.primitives.overlap import ratio
+from denseloss.primitives.reduce import reduce
 from denseloss.primitives.void import full_precision
 
 __all__ = ["NCutLoss", "ncut_loss"]
@@ -102,4 +102,11 @@ def _class_mean_association(p: Tensor, f: Tensor, sigma_intensity: float) -> Ass
     )
 
 
-NCutLoss = loss_module(ncut_loss, name="NCutLoss")
+class NCutLoss(LossModule):
+    """`ncut_loss` as a Module."""
+
+    @options_of(ncut_loss)
+    def __init__(self) -> None: ...
+
+    @call_of(ncut_loss)
+    def __call__(self) -> None: ...

@@ -1,15 +1,21 @@
-"""Losses of box pairs: IoU and its extensions, safe for any box."""
+"""Losses of box pairs: IoU and its extensions, safe for any finite box."""
 
 import math
 from typing import Literal
 
 from torch import Tensor
 
-from denseloss.backend import primitive
-from denseloss.contract import Boxes, BoxWeight, Reduction, TargetBoxes, checked
-from denseloss.losses.reduce import reduce
-from denseloss.module import loss_module
-from denseloss.primitives.boxes import box_pairs
+from denseloss.contract import (
+    Boxes,
+    BoxWeight,
+    Count,
+    NonNegative,
+    Reduction,
+    TargetBoxes,
+    checked,
+)
+from denseloss.module import LossModule, call_of, options_of
+from denseloss.primitives.boxes import CIOU, CIOU_RELEASED, DIOU, GIOU, IOU, BoxPairs, box_loss
 from denseloss.primitives.overlap import ratio
 
 __all__ = [
@@ -24,21 +30,22 @@ __all__ = [
 ]
 
 Format = Literal["xyxy", "xywh", "cxcywh"]
+Variant = Literal["equation", "released"]
 
 
 @checked
-@primitive
 def iou_loss(
     boxes: Boxes,
     target_boxes: TargetBoxes,
     *,
     fmt: Format = "xyxy",
     weight: BoxWeight | None = None,
+    count: Count | NonNegative | None = None,
     reduction: Reduction = "mean",
 ) -> Tensor:
     r"""One minus the intersection over union of each pair of boxes.
 
-    L = Σ w (1 - I/U) / Σ w
+    L = Σ w (1 - I/U + f) / Σ w,   f = 0 unless the box is inverted: see Variant
 
     Use it as a measure; boxes that do not touch have no gradient.
 
@@ -47,22 +54,28 @@ def iou_loss(
         target_boxes: their targets, pair by pair, in the same unit.
         fmt: ``"xyxy"`` corners, ``"xywh"`` upper left corner and size, ``"cxcywh"`` centre, size.
         weight: w, what each pair counts for, >= 0; 0 is void.
+        count: what the mean divides by instead of Σ w, at least 1: the number of positives, or the
+            sum of their qualities. With ``reduction="mean"`` only.
         reduction: over all pairs.
 
     Returns:
-        A scalar, or float[*m] with ``reduction="none"``; values in [0, 1].
+        A scalar, or float[*m] with ``reduction="none"``; values in [0, 1], up to 3 for inverted
+        boxes. A pair with a coordinate that is not finite is NaN.
 
     Raises:
         TypeError: a wrong dtype.
         ValueError: a wrong shape, or an unknown word.
 
     Variant:
-        Linear. Sizes of an inverted box count as 0, so its loss is 1. Two boxes without area
-        score 0 if they are the same box and not inverted, else 1.
+        Linear. Sizes of an inverted box count as 0, and f = max(0, x1 - x2) / (width of the hull
+        around all corners), plus the same for its height: an inverted box scores at least 1 and
+        has a gradient that turns it round, as has one of width or height 0 that widens it.
+        Two boxes without area score 0 if they are the same box and not inverted, else at least 1.
 
     Differs from:
-        mmdet, whose default is -log IoU; libraries that add an epsilon, which then prices perfect
-        small boxes (0.09 at a side of 0.001 in torchvision).
+        mmdet, whose default is -log IoU, whose weighted mean divides by the number of boxes, and
+        which takes a weight per coordinate; libraries that add an epsilon, which then prices
+        perfect small boxes (0.09 at a side of 0.001 in torchvision).
 
     Source:
         Yu et al., *UnitBox*, ACM MM 2016, arXiv:1608.01471, in its linear form.
@@ -71,23 +84,36 @@ def iou_loss(
         >>> iou_loss(torch.tensor([[0.0, 0, 2, 2]]), torch.tensor([[1.0, 0, 3, 2]]))  # 1 - 2/6
         tensor(0.6667)
     """
-    pairs = box_pairs(boxes, target_boxes, weight, fmt)
-    return reduce(1 - pairs.iou, reduction, weight=weight)
+
+    def formula(pairs: BoxPairs) -> Tensor:
+        return 1 - pairs.iou + pairs.inverted
+
+    return box_loss(
+        boxes,
+        target_boxes,
+        weight,
+        fmt,
+        kind=IOU,
+        formula=formula,
+        reduction=reduction,
+        count=count,
+    )
 
 
 @checked
-@primitive
 def giou_loss(
     boxes: Boxes,
     target_boxes: TargetBoxes,
     *,
     fmt: Format = "xyxy",
     weight: BoxWeight | None = None,
+    count: Count | NonNegative | None = None,
     reduction: Reduction = "mean",
 ) -> Tensor:
     r"""Generalised IoU loss: IoU plus the share of the hull that neither box covers.
 
-    L = Σ w [1 - (I/U - (C - U)/C)] / Σ w,   C the area of the smallest box around both
+    L = Σ w [1 - (I/U - (C - U)/C) + f] / Σ w,   C the area of the smallest box around both
+    f = 0 unless the box is inverted: see Variant
 
     Use it where predicted boxes may miss their targets altogether.
 
@@ -96,19 +122,21 @@ def giou_loss(
         target_boxes: their targets, pair by pair, in the same unit.
         fmt: ``"xyxy"`` corners, ``"xywh"`` upper left corner and size, ``"cxcywh"`` centre, size.
         weight: w, what each pair counts for, >= 0; 0 is void.
+        count: what the mean divides by instead of Σ w, at least 1: the number of positives, or the
+            sum of their qualities. With ``reduction="mean"`` only.
         reduction: over all pairs.
 
     Returns:
-        A scalar, or float[*m] with ``reduction="none"``; values in [0, 2].
+        A scalar, or float[*m] with ``reduction="none"``; values in [0, 2], up to 4 for inverted
+        boxes. A pair with a coordinate that is not finite is NaN.
 
     Raises:
         TypeError: a wrong dtype.
         ValueError: a wrong shape, or an unknown word.
 
     Variant:
-        Sizes of an inverted box count as 0, so its loss is at least 1; the hull is around all
-        corners. Two boxes without area
-        have IoU 1 if they are the same box and not inverted, else 0; 0/0 of the hull is 0.
+        f is that of `iou_loss`. Two boxes without area have IoU 1 if they are the same box and
+        not inverted, else 0; 0/0 of the hull is 0.
 
     Differs from:
         torchvision, whose epsilon prices perfect small boxes and where a box inverted in both
@@ -122,23 +150,36 @@ def giou_loss(
         >>> giou_loss(torch.tensor([[0.0, 0, 1, 1]]), torch.tensor([[3.0, 0, 4, 1]]))  # 1 + 2/4
         tensor(1.5000)
     """
-    pairs = box_pairs(boxes, target_boxes, weight, fmt)
-    return reduce(1 - (pairs.iou - pairs.empty), reduction, weight=weight)
+
+    def formula(pairs: BoxPairs) -> Tensor:
+        return 1 - (pairs.iou - pairs.empty) + pairs.inverted
+
+    return box_loss(
+        boxes,
+        target_boxes,
+        weight,
+        fmt,
+        kind=GIOU,
+        formula=formula,
+        reduction=reduction,
+        count=count,
+    )
 
 
 @checked
-@primitive
 def diou_loss(
     boxes: Boxes,
     target_boxes: TargetBoxes,
     *,
     fmt: Format = "xyxy",
     weight: BoxWeight | None = None,
+    count: Count | NonNegative | None = None,
     reduction: Reduction = "mean",
 ) -> Tensor:
     r"""Distance IoU loss: IoU plus the squared distance of the centres.
 
-    L = Σ w [1 - (I/U - ρ²/c²)] / Σ w,   ρ between the centres, c the diagonal of the hull
+    L = Σ w [1 - (I/U - ρ²/c²) + f] / Σ w,   ρ between the centres, c the diagonal of the hull
+    f = 0 unless the box is inverted: see Variant
 
     Use it instead of GIoU: it keeps a gradient also when one box lies inside the other.
 
@@ -147,20 +188,21 @@ def diou_loss(
         target_boxes: their targets, pair by pair, in the same unit.
         fmt: ``"xyxy"`` corners, ``"xywh"`` upper left corner and size, ``"cxcywh"`` centre, size.
         weight: w, what each pair counts for, >= 0; 0 is void.
+        count: what the mean divides by instead of Σ w, at least 1: the number of positives, or the
+            sum of their qualities. With ``reduction="mean"`` only.
         reduction: over all pairs.
 
     Returns:
-        A scalar, or float[*m] with ``reduction="none"``; values in [0, 2) for boxes that are
-        not inverted.
+        A scalar, or float[*m] with ``reduction="none"``; values in [0, 2), more for inverted
+        boxes. A pair with a coordinate that is not finite is NaN.
 
     Raises:
         TypeError: a wrong dtype.
         ValueError: a wrong shape, or an unknown word.
 
     Variant:
-        Sizes of an inverted box count as 0, so its loss is at least 1; the hull is around all
-        corners. Two boxes without area
-        have IoU 1 if they are the same box and not inverted, else 0; 0/0 of the distance is 0.
+        f is that of `iou_loss`. Two boxes without area have IoU 1 if they are the same box and
+        not inverted, else 0; 0/0 of the distance is 0.
 
     Differs from:
         torchvision and PaddleDetection, whose epsilons price perfect small boxes.
@@ -172,23 +214,36 @@ def diou_loss(
         >>> diou_loss(torch.tensor([[0.0, 0, 1, 1]]), torch.tensor([[3.0, 0, 4, 1]]))  # 1 + 9/17
         tensor(1.5294)
     """
-    pairs = box_pairs(boxes, target_boxes, weight, fmt)
-    return reduce(1 - (pairs.iou - pairs.offset), reduction, weight=weight)
+
+    def formula(pairs: BoxPairs) -> Tensor:
+        return 1 - (pairs.iou - pairs.offset) + pairs.inverted
+
+    return box_loss(
+        boxes,
+        target_boxes,
+        weight,
+        fmt,
+        kind=DIOU,
+        formula=formula,
+        reduction=reduction,
+        count=count,
+    )
 
 
 @checked
-@primitive
 def ciou_loss(
     boxes: Boxes,
     target_boxes: TargetBoxes,
     *,
     fmt: Format = "xyxy",
+    variant: Variant = "equation",
     weight: BoxWeight | None = None,
+    count: Count | NonNegative | None = None,
     reduction: Reduction = "mean",
 ) -> Tensor:
     r"""Complete IoU loss: distance IoU plus the difference of the aspect ratios.
 
-    L = Σ w [1 - (I/U - ρ²/c² - α v)] / Σ w
+    L = Σ w [1 - (I/U - ρ²/c² - α v) + f] / Σ w,   f = 0 unless the box is inverted: see Variant
     v = 4/π² (atan(w_t/h_t) - atan(w/h))²,   α = v / (1 - I/U + v), constant in the backward pass
 
     Use it as the default box loss of a detector.
@@ -197,39 +252,94 @@ def ciou_loss(
         boxes: predicted boxes, in any unit.
         target_boxes: their targets, pair by pair, in the same unit.
         fmt: ``"xyxy"`` corners, ``"xywh"`` upper left corner and size, ``"cxcywh"`` centre, size.
+        variant: see Variant.
         weight: w, what each pair counts for, >= 0; 0 is void.
+        count: what the mean divides by instead of Σ w, at least 1: the number of positives, or the
+            sum of their qualities. With ``reduction="mean"`` only.
         reduction: over all pairs.
 
     Returns:
-        A scalar, or float[*m] with ``reduction="none"``; values >= 0.
+        A scalar, or float[*m] with ``reduction="none"``; values in [0, 3), more for inverted
+        boxes. A pair with a coordinate that is not finite is NaN.
 
     Raises:
         TypeError: a wrong dtype.
         ValueError: a wrong shape, or an unknown word.
 
     Variant:
-        α is constant in the backward pass, as in the paper's later code and torchvision; v is
-        differentiated exactly. Sizes of an inverted box count as 0, so its loss is at least 1.
+        α is constant in the backward pass, as in the paper's later code and torchvision.
+        ``"equation"`` differentiates v exactly (eq. 12); for a box of a few millionths that is
+        more than float16 holds. ``"released"`` takes the factor 1/(w² + h²) out of the gradient
+        of v, as the authors' code does; the value is the same, and the gradient depends on the
+        unit of the coordinates. f is that of `iou_loss`.
 
     Differs from:
-        mmdet 3.3, whose α is 0/0 = NaN at a perfect match; the first released code, which drops
-        1/(w² + h²) from the gradient of v; torchvision, whose eps does not reach the DIoU part.
+        mmdet 3.3, whose α is 0/0 = NaN at a perfect match, and 0 unless IoU > 0.5; torchvision,
+        whose eps does not reach the DIoU part.
 
     Source:
-        Zheng et al., *Distance-IoU Loss*, AAAI 2020, eqs. 8-11, arXiv:1911.08287.
+        Zheng et al., *Distance-IoU Loss*, AAAI 2020, eqs. 8-12, arXiv:1911.08287.
 
     Example:
         >>> ciou_loss(torch.tensor([[0.0, 0, 1, 1]]), torch.tensor([[3.0, 0, 4, 1]]))  # 1 + 9/17
         tensor(1.5294)
     """
-    pairs = box_pairs(boxes, target_boxes, weight, fmt)
-    v = 4 / math.pi**2 * pairs.tilt.square()
-    alpha = ratio(v, 1 - pairs.iou + v, empty=0).detach()
-    values = 1 - (pairs.iou - pairs.offset - alpha * v)
-    return reduce(values, reduction, weight=weight)
+
+    def formula(pairs: BoxPairs) -> Tensor:
+        v = 4 / math.pi**2 * pairs.tilt.square()
+        aspect = ratio(v, 1 - pairs.iou + v, empty=0).detach() * v
+        if variant == "released":
+            slope = pairs.size.square().sum(-1).detach() * aspect
+            aspect = aspect.detach() + (slope - slope.detach())
+        return 1 - (pairs.iou - pairs.offset - aspect) + pairs.inverted
+
+    return box_loss(
+        boxes,
+        target_boxes,
+        weight,
+        fmt,
+        kind=CIOU if variant == "equation" else CIOU_RELEASED,
+        formula=formula,
+        reduction=reduction,
+        count=count,
+    )
 
 
-CIoULoss = loss_module(ciou_loss, name="CIoULoss")
-DIoULoss = loss_module(diou_loss, name="DIoULoss")
-GIoULoss = loss_module(giou_loss, name="GIoULoss")
-IoULoss = loss_module(iou_loss, name="IoULoss")
+class CIoULoss(LossModule):
+    """`ciou_loss` as a Module."""
+
+    @options_of(ciou_loss)
+    def __init__(self) -> None: ...
+
+    @call_of(ciou_loss)
+    def __call__(self) -> None: ...
+
+
+class DIoULoss(LossModule):
+    """`diou_loss` as a Module."""
+
+    @options_of(diou_loss)
+    def __init__(self) -> None: ...
+
+    @call_of(diou_loss)
+    def __call__(self) -> None: ...
+
+
+class GIoULoss(LossModule):
+    """`giou_loss` as a Module."""
+
+    @options_of(giou_loss)
+    def __init__(self) -> None: ...
+
+    @call_of(giou_loss)
+    def __call__(self) -> None: ...
+
+
+class IoULoss(LossModule):
+    """`iou_loss` as a Module."""
+
+    @options_of(iou_loss)
+    def __init__(self) -> None: ...
+
+    @call_of(iou_loss)
+    def __call__(self) -> None: ...

@@ -3,11 +3,17 @@
 import torch
 from torch import Tensor
 
-from denseloss.backend import primitive
-from denseloss.contract import Bins, BinTarget, Reduction, ScoreWeight, checked
-from denseloss.losses.reduce import reduce
-from denseloss.module import loss_module
-from denseloss.primitives.bins import bracket
+from denseloss.contract import (
+    Bins,
+    BinTarget,
+    Count,
+    NonNegative,
+    Reduction,
+    ScoreWeight,
+    checked,
+)
+from denseloss.module import LossModule, call_of, options_of
+from denseloss.primitives.bins import Bracket, bin_loss
 from denseloss.primitives.void import full_precision
 
 __all__ = [
@@ -19,12 +25,12 @@ __all__ = [
 
 
 @checked
-@primitive
 def distribution_focal_loss(
     logits: Bins,
     target: BinTarget,
     *,
     weight: ScoreWeight | None = None,
+    count: Count | NonNegative | None = None,
     reduction: Reduction = "mean",
 ) -> Tensor:
     r"""Cross entropy of the two bins around a continuous target.
@@ -37,6 +43,8 @@ def distribution_focal_loss(
         logits: scores z of the k bins 0 … k-1, on the last axis.
         target: y in [0, k-1], in units of bins; y = k-1 is valid, values outside are clamped.
         weight: w, what each target counts for, >= 0; 0 is void.
+        count: what the mean divides by instead of Σ w, at least 1: the number of positives, times
+            the four sides of a box. With ``reduction="mean"`` only.
         reduction: over all targets.
 
     Returns:
@@ -49,7 +57,7 @@ def distribution_focal_loss(
 
     Differs from:
         GFL and mmdet, whose reg_max = k - 1 and where y = k-1 is an index error; ultralytics,
-        whose reg_max = k, and which writes into the caller's target.
+        whose reg_max = k, which clamps at k-1.01, and which writes into the caller's target.
 
     Source:
         Li et al., *Generalized Focal Loss*, NeurIPS 2020, eq. 6, arXiv:2006.04388.
@@ -58,9 +66,11 @@ def distribution_focal_loss(
         >>> distribution_focal_loss(torch.zeros(1, 4), torch.tensor([1.25]))  # ln 4
         tensor(1.3863)
     """
-    log_low, log_high, position = bracket(logits, target, weight)
-    values = -(1 - position) * log_low - position * log_high
-    return reduce(values, reduction, weight=weight)
+
+    def formula(bins: Bracket) -> Tensor:
+        return -(1 - bins.position) * bins.log_low - bins.position * bins.log_high
+
+    return bin_loss(logits, target, weight, formula=formula, reduction=reduction, count=count)
 
 
 @checked
@@ -92,5 +102,21 @@ def distribution_mean(logits: Bins) -> Tensor:
     return (p * torch.arange(p.shape[-1], dtype=p.dtype, device=p.device)).sum(-1)
 
 
-DistributionFocalLoss = loss_module(distribution_focal_loss)
-DistributionMean = loss_module(distribution_mean)
+class DistributionFocalLoss(LossModule):
+    """`distribution_focal_loss` as a Module."""
+
+    @options_of(distribution_focal_loss)
+    def __init__(self) -> None: ...
+
+    @call_of(distribution_focal_loss)
+    def __call__(self) -> None: ...
+
+
+class DistributionMean(LossModule):
+    """`distribution_mean` as a Module."""
+
+    @options_of(distribution_mean)
+    def __init__(self) -> None: ...
+
+    @call_of(distribution_mean)
+    def __call__(self) -> None: ...

@@ -4,10 +4,10 @@ import torch
 from torch import Tensor
 
 from denseloss import distributed
-from denseloss.backend import primitive
 from denseloss.contract import (
     ClassMap,
     ClassWeight,
+    Count,
     ElementWeight,
     Logits,
     Masks,
@@ -18,11 +18,12 @@ from denseloss.contract import (
     Share,
     checked,
 )
-from denseloss.losses.reduce import reduce
-from denseloss.module import loss_module
-from denseloss.primitives.likelihood import Categorical, sigmoid_likelihood, softmax_likelihood
+from denseloss.module import LossModule, call_of, options_of
+from denseloss.primitives.elementwise import BCE, FOCAL, ElementKind, elementwise
+from denseloss.primitives.likelihood import Bernoulli, balanced
 from denseloss.primitives.overlap import ratio
-from denseloss.primitives.void import full_precision
+from denseloss.primitives.reduce import reduce
+from denseloss.primitives.softmax import softmax_likelihood
 from denseloss.targets import ClassScores
 
 __all__ = [
@@ -40,7 +41,6 @@ __all__ = [
 
 
 @checked
-@primitive
 def cross_entropy_loss(
     logits: Logits,
     target: ClassMap,
@@ -58,13 +58,10 @@ def cross_entropy_loss(
     Use it first: it is the log-likelihood, is calibrated, and every other loss is compared to it.
 
     Args:
-        logits: scores z.
         target: labels, or class probabilities (then cw weighs each class's term and the mean
             divides by Σ w).
         class_weight: cw, what a pixel of each class counts for, >= 0.
         label_smoothing: share of the target that is spread evenly over all classes, in [0, 1].
-        weight: w, what each pixel counts for, >= 0; 0 is void.
-        ignore_index: the label of void pixels.
         reduction: over all pixels.
 
     Returns:
@@ -87,28 +84,22 @@ def cross_entropy_loss(
         >>> cross_entropy_loss(logits, torch.tensor([[0, 1]]))  # (ln 2 + ln 4/3) / 2
         tensor(0.4904)
     """
-    likely = softmax_likelihood(logits, target, weight, ignore_index)
-    values, count = _entropy(likely, class_weight)
-    if label_smoothing:
-        # In full precision: 1/c is rarely a half-precision number.
-        even = torch.full_like(full_precision(logits), 1 / logits.shape[1])
-        spread = softmax_likelihood(logits, even, likely.valid, None)
-        smooth, _ = _entropy(spread, class_weight)
-        values = (1 - label_smoothing) * values + label_smoothing * smooth
+    spread = (1.0 if class_weight is None else class_weight) if label_smoothing else None
+    likely = softmax_likelihood(logits, target, weight, ignore_index, spread=spread)
+    count = likely.weight
+    if class_weight is None:
+        values = likely.expected(likely.entropy)
+    else:
+        cw = likely.per_class(class_weight)
+        values = likely.expected(cw * likely.entropy)
+        count = likely.weight if likely.soft else likely.weight * cw
+    if likely.smooth is not None:
+        even = likely.smooth / logits.shape[1]
+        values = (1 - label_smoothing) * values + label_smoothing * even
     return reduce(values, reduction, weight=likely.weight, count=count)
 
 
-def _entropy(likely: Categorical, class_weight: Tensor | None) -> tuple[Tensor, Tensor]:
-    """-Σ cw t log p of each pixel, and what the pixel counts for in the mean."""
-    if class_weight is None:
-        return -(likely.share * likely.log_p).sum(1), likely.weight
-    cw = likely.per_class(class_weight)
-    values = -(cw * likely.share * likely.log_p).sum(1)
-    return values, likely.weight if likely.label is None else likely.weight * cw.squeeze(1)
-
-
 @checked
-@primitive
 def binary_cross_entropy_loss(
     logits: Logits,
     target: Masks | ClassScores,
@@ -116,6 +107,7 @@ def binary_cross_entropy_loss(
     pos_weight: PosWeight | float | None = None,
     weight: ElementWeight | None = None,
     ignore_index: int | None = None,
+    count: Count | NonNegative | None = None,
     reduction: Reduction = "mean",
 ) -> Tensor:
     r"""Cross entropy of independent channels.
@@ -125,12 +117,10 @@ def binary_cross_entropy_loss(
     Use it for one foreground class, or for classes that overlap.
 
     Args:
-        logits: scores z.
-        target: t in [0, 1], a mask per channel.
         pos_weight: b, what a positive counts for; one number, one per channel, or a tensor that
             broadcasts to the logits.
-        weight: w, what each element counts for, >= 0; 0 is void.
-        ignore_index: the value of void pixels in the target, such as 255.
+        count: what the mean divides by instead of Σ w, at least 1: the number of positives. With
+            ``reduction="mean"`` only.
         reduction: over all elements.
 
     Returns:
@@ -152,13 +142,23 @@ def binary_cross_entropy_loss(
         >>> binary_cross_entropy_loss(torch.zeros(1, 1, 2), torch.tensor([[[0.0, 1.0]]]))  # ln 2
         tensor(0.6931)
     """
-    likely = sigmoid_likelihood(logits, target, weight, ignore_index)
-    if pos_weight is None:
-        return reduce(likely.entropy, reduction, weight=likely.weight)
-    t = likely.target
-    b = _per_channel(pos_weight, t)
-    values = -(b * t * likely.log_p + (1 - t) * likely.log_q)
-    return reduce(values, reduction, weight=likely.weight)
+
+    def formula(likely: Bernoulli) -> Tensor:
+        if pos_weight is None:
+            return likely.entropy
+        t = likely.target
+        return -(_per_channel(pos_weight, t) * t * likely.log_p + (1 - t) * likely.log_q)
+
+    return elementwise(
+        logits,
+        target,
+        weight,
+        ignore_index,
+        kind=ElementKind(BCE, pos_weight),
+        formula=formula,
+        reduction=reduction,
+        count=count,
+    )
 
 
 def _per_channel(value: Tensor | float, like: Tensor) -> Tensor | float:
@@ -172,7 +172,6 @@ def _per_channel(value: Tensor | float, like: Tensor) -> Tensor | float:
 
 
 @checked
-@primitive
 def balanced_cross_entropy_loss(
     logits: Logits,
     target: ClassMap,
@@ -188,10 +187,8 @@ def balanced_cross_entropy_loss(
     Use it for rare classes when no weights are known beforehand.
 
     Args:
-        logits: scores z.
         target: labels, or class probabilities (a class then has Σ t pixels).
         weight: w, what each pixel counts for on top of the balance, >= 0; 0 is void.
-        ignore_index: the label of void pixels.
         reduction: over all pixels.
 
     Returns:
@@ -216,14 +213,13 @@ def balanced_cross_entropy_loss(
         tensor(1.0397)
     """
     likely = softmax_likelihood(logits, target, weight, ignore_index)
-    pixels = distributed.total(likely.pixels(logits.shape[1]))
-    cw = likely.share * likely.per_class(ratio(torch.ones_like(pixels), pixels, empty=0))
-    count = likely.weight * cw.sum(1)
-    return reduce(-(cw * likely.log_p).sum(1), reduction, weight=likely.weight, count=count)
+    pixels = distributed.total(likely.pixels())
+    cw = likely.per_class(ratio(torch.ones_like(pixels), pixels, empty=0))
+    values, count = likely.expected(cw * likely.entropy), likely.weight * likely.expected(cw)
+    return reduce(values, reduction, weight=likely.weight, count=count)
 
 
 @checked
-@primitive
 def focal_loss(
     logits: Logits,
     target: ClassMap,
@@ -241,12 +237,9 @@ def focal_loss(
     Use it when easy pixels outnumber the rest so far that they drown it.
 
     Args:
-        logits: scores z.
         target: labels, or class probabilities (then the sum over classes of t times the term).
         gamma: γ >= 0, how fast a pixel fades as it gets right; 0 is cross entropy.
         alpha: α, one factor for all classes, or one per class.
-        weight: w, what each pixel counts for, >= 0; 0 is void.
-        ignore_index: the label of void pixels.
         reduction: over all pixels.
 
     Returns:
@@ -272,16 +265,15 @@ def focal_loss(
         tensor(0.1733)
     """
     likely = softmax_likelihood(logits, target, weight, ignore_index)
-    values = likely.miss**gamma * -likely.log_p
+    values = likely.miss**gamma * likely.entropy
     if isinstance(alpha, Tensor):
         alpha = likely.per_class(alpha)
     if alpha is not None:
         values = alpha * values
-    return reduce((likely.share * values).sum(1), reduction, weight=likely.weight)
+    return reduce(likely.expected(values), reduction, weight=likely.weight)
 
 
 @checked
-@primitive
 def binary_focal_loss(
     logits: Logits,
     target: Masks | ClassScores,
@@ -290,6 +282,7 @@ def binary_focal_loss(
     alpha: Share | None = 0.25,
     weight: ElementWeight | None = None,
     ignore_index: int | None = None,
+    count: Count | NonNegative | None = None,
     reduction: Reduction = "mean",
 ) -> Tensor:
     r"""Binary cross entropy in which elements that are already right count less.
@@ -300,14 +293,13 @@ def binary_focal_loss(
     Use it when easy background outnumbers the foreground a thousandfold, as in dense detection.
 
     Args:
-        logits: scores z.
         target: t, 0 or 1, a mask per channel. Soft targets are computed as written, but the
             minimum is then not at p = t: use `quality_focal_loss` for them.
         gamma: γ >= 0, how fast an element fades as it gets right.
         alpha: α in [0, 1], the share of the positives; None switches the balance off.
-        weight: w, what each element counts for, >= 0; 0 is void.
-        ignore_index: the value of void pixels in the target, such as 255.
-        reduction: over all elements. Detectors divide the sum by their number of positives.
+        count: what the mean divides by instead of Σ w, at least 1: the number of positives. With
+            ``reduction="mean"`` only.
+        reduction: over all elements.
 
     Returns:
         A scalar, or float[n c *s] with ``reduction="none"``.
@@ -327,15 +319,68 @@ def binary_focal_loss(
         >>> binary_focal_loss(torch.zeros(1, 1, 1), torch.ones(1, 1, 1))  # 0.25 (1/2)^2 ln 2
         tensor(0.0433)
     """
-    likely = sigmoid_likelihood(logits, target, weight, ignore_index)
-    values = likely.miss**gamma * likely.entropy
-    if alpha is not None:
-        values = (alpha * likely.target + (1 - alpha) * (1 - likely.target)) * values
-    return reduce(values, reduction, weight=likely.weight)
+
+    def formula(likely: Bernoulli) -> Tensor:
+        values = likely.miss**gamma * likely.entropy
+        return values if alpha is None else balanced(alpha, likely.target) * values
+
+    return elementwise(
+        logits,
+        target,
+        weight,
+        ignore_index,
+        kind=ElementKind(FOCAL, alpha, gamma),
+        formula=formula,
+        reduction=reduction,
+        count=count,
+    )
 
 
-BalancedCrossEntropyLoss = loss_module(balanced_cross_entropy_loss)
-BinaryCrossEntropyLoss = loss_module(binary_cross_entropy_loss)
-BinaryFocalLoss = loss_module(binary_focal_loss)
-CrossEntropyLoss = loss_module(cross_entropy_loss)
-FocalLoss = loss_module(focal_loss)
+class BalancedCrossEntropyLoss(LossModule):
+    """`balanced_cross_entropy_loss` as a Module."""
+
+    @options_of(balanced_cross_entropy_loss)
+    def __init__(self) -> None: ...
+
+    @call_of(balanced_cross_entropy_loss)
+    def __call__(self) -> None: ...
+
+
+class BinaryCrossEntropyLoss(LossModule):
+    """`binary_cross_entropy_loss` as a Module."""
+
+    @options_of(binary_cross_entropy_loss)
+    def __init__(self) -> None: ...
+
+    @call_of(binary_cross_entropy_loss)
+    def __call__(self) -> None: ...
+
+
+class BinaryFocalLoss(LossModule):
+    """`binary_focal_loss` as a Module."""
+
+    @options_of(binary_focal_loss)
+    def __init__(self) -> None: ...
+
+    @call_of(binary_focal_loss)
+    def __call__(self) -> None: ...
+
+
+class CrossEntropyLoss(LossModule):
+    """`cross_entropy_loss` as a Module."""
+
+    @options_of(cross_entropy_loss)
+    def __init__(self) -> None: ...
+
+    @call_of(cross_entropy_loss)
+    def __call__(self) -> None: ...
+
+
+class FocalLoss(LossModule):
+    """`focal_loss` as a Module."""
+
+    @options_of(focal_loss)
+    def __init__(self) -> None: ...
+
+    @call_of(focal_loss)
+    def __call__(self) -> None: ...

@@ -3,8 +3,8 @@
 import torch
 from torch import Tensor
 
-from denseloss.backend import primitive
 from denseloss.contract import (
+    Count,
     NonNegative,
     Quality,
     Reduction,
@@ -13,16 +13,21 @@ from denseloss.contract import (
     Share,
     checked,
 )
-from denseloss.losses.reduce import reduce
-from denseloss.module import loss_module
-from denseloss.primitives.likelihood import TINY, sigmoid_likelihood
+from denseloss.module import LossModule, call_of, options_of
+from denseloss.primitives.elementwise import (
+    QUALITY,
+    VARIFOCAL,
+    VARIFOCAL_FIXED,
+    ElementKind,
+    elementwise,
+)
+from denseloss.primitives.likelihood import TINY, Bernoulli, balanced
 from denseloss.targets import ClassScores
 
 __all__ = ["QualityFocalLoss", "VarifocalLoss", "quality_focal_loss", "varifocal_loss"]
 
 
 @checked
-@primitive
 def quality_focal_loss(
     logits: Scores,
     quality: Quality | ClassScores,
@@ -30,6 +35,7 @@ def quality_focal_loss(
     beta: NonNegative = 2.0,
     alpha: Share | None = None,
     weight: ScoreWeight | None = None,
+    count: Count | NonNegative | None = None,
     reduction: Reduction = "mean",
 ) -> Tensor:
     r"""Focal loss for soft targets: its minimum is where the score equals the quality.
@@ -40,11 +46,14 @@ def quality_focal_loss(
 
     Args:
         logits: scores z, any shape.
-        quality: q in [0, 1], 0 for background; not differentiated unless it requires grad.
+        quality: q in [0, 1], 0 for background, which all below 0 is, too; above 1.01 it is NaN.
+            Not differentiated unless it requires grad.
         beta: β >= 0, how fast an element fades as its score gets right.
         alpha: see Variant.
         weight: w, what each element counts for, >= 0; 0 is void.
-        reduction: over all elements. Detectors divide the sum by their number of positives.
+        count: what the mean divides by instead of Σ w, at least 1: the number of positives. With
+            ``reduction="mean"`` only.
+        reduction: over all elements.
 
     Returns:
         A scalar, or the shape of the logits with ``reduction="none"``.
@@ -58,7 +67,8 @@ def quality_focal_loss(
 
     Differs from:
         The first released code, (p - q)^β without the absolute value: NaN or negative for odd or
-        fractional β.
+        fractional β. mmdet, whose mean is per anchor: ours, per element, is smaller by the number
+        of classes.
 
     Source:
         Li et al., *Generalized Focal Loss*, NeurIPS 2020, eq. 2, arXiv:2006.04388.
@@ -67,16 +77,19 @@ def quality_focal_loss(
         >>> quality_focal_loss(torch.zeros(1), torch.ones(1))  # (1/2)^2 ln 2
         tensor(0.1733)
     """
-    likely = sigmoid_likelihood(logits, quality, weight)
-    q = likely.target
-    values = (q - likely.p).abs().clamp_min(TINY) ** beta * likely.entropy
-    if alpha is not None:
-        values = (alpha * q + (1 - alpha) * (1 - q)) * values
-    return reduce(values, reduction, weight=likely.weight)
+
+    def formula(likely: Bernoulli) -> Tensor:
+        gap = (likely.target - likely.p).abs().clamp_min(TINY)
+        values = gap**beta * likely.entropy
+        return values if alpha is None else balanced(alpha, likely.target) * values
+
+    kind = ElementKind(QUALITY, alpha, beta)
+    return elementwise(
+        logits, quality, weight, None, kind=kind, formula=formula, reduction=reduction, count=count
+    )
 
 
 @checked
-@primitive
 def varifocal_loss(
     logits: Scores,
     quality: Quality | ClassScores,
@@ -85,22 +98,25 @@ def varifocal_loss(
     gamma: NonNegative = 2.0,
     detach_weight: bool = False,
     weight: ScoreWeight | None = None,
+    count: Count | NonNegative | None = None,
     reduction: Reduction = "mean",
 ) -> Tensor:
     r"""Focal loss that fades background only, and weighs objects by their quality.
 
-    q > 0: q BCE(p, q);   q = 0: α p^γ BCE(p, 0),   p = sigmoid(z);   mean over Σ w
+    q > 0: q BCE(p, q);   q <= 0: α p^γ BCE(p, 0),   p = sigmoid(z);   mean over Σ w
 
     Use it where few places hold objects and good boxes should rank first.
 
     Args:
         logits: scores z, any shape.
-        quality: q in [0, 1], 0 for background.
+        quality: q in [0, 1], 0 for background, which all below 0 is, too; above 1.01 it is NaN.
         alpha: α >= 0, what background counts for.
         gamma: γ >= 0, how fast background fades as its score falls.
         detach_weight: take the factors q and α p^γ as constants in the backward pass.
         weight: w, what each element counts for, >= 0; 0 is void.
-        reduction: over all elements. Detectors divide the sum by Σ q or their number of positives.
+        count: what the mean divides by instead of Σ w, at least 1: Σ q, the number of positives.
+            With ``reduction="mean"`` only.
+        reduction: over all elements.
 
     Returns:
         A scalar, or the shape of the logits with ``reduction="none"``.
@@ -114,7 +130,9 @@ def varifocal_loss(
         ``True`` that of D-FINE, DEIM and RT-DETR.
 
     Differs from:
-        Code that fades objects too, or that scales them by α.
+        Code that fades objects too, or that scales them by α. D-FINE, RT-DETR and ultralytics,
+        where a matched place whose IoU is exactly 0 has weight 0: here, as in mmdet, it is
+        trained as background.
 
     Source:
         Zhang et al., *VarifocalNet*, CVPR 2021, eq. 2, arXiv:2008.13367.
@@ -123,14 +141,34 @@ def varifocal_loss(
         >>> varifocal_loss(torch.zeros(2), torch.tensor([1.0, 0.0]))  # (1 + 0.75/4) ln 2 / 2
         tensor(0.4116)
     """
-    likely = sigmoid_likelihood(logits, quality, weight)
-    q = likely.target
-    # Background is q = 0 alone; a NaN quality stays with the objects and makes the value NaN.
-    factor = torch.where(q == 0, alpha * likely.p.clamp_min(TINY) ** gamma, q)
-    if detach_weight:
-        factor = factor.detach()
-    return reduce(factor * likely.entropy, reduction, weight=likely.weight)
+
+    def formula(likely: Bernoulli) -> Tensor:
+        q, p = likely.target, likely.p.clamp_min(TINY)
+        # A NaN quality stays with the objects and makes the value NaN.
+        factor = torch.where(q == 0, alpha * p**gamma, q)
+        return (factor.detach() if detach_weight else factor) * likely.entropy
+
+    kind = ElementKind(VARIFOCAL_FIXED if detach_weight else VARIFOCAL, alpha, gamma)
+    return elementwise(
+        logits, quality, weight, None, kind=kind, formula=formula, reduction=reduction, count=count
+    )
 
 
-QualityFocalLoss = loss_module(quality_focal_loss)
-VarifocalLoss = loss_module(varifocal_loss)
+class QualityFocalLoss(LossModule):
+    """`quality_focal_loss` as a Module."""
+
+    @options_of(quality_focal_loss)
+    def __init__(self) -> None: ...
+
+    @call_of(quality_focal_loss)
+    def __call__(self) -> None: ...
+
+
+class VarifocalLoss(LossModule):
+    """`varifocal_loss` as a Module."""
+
+    @options_of(varifocal_loss)
+    def __init__(self) -> None: ...
+
+    @call_of(varifocal_loss)
+    def __call__(self) -> None: ...

@@ -15,10 +15,10 @@ from denseloss.contract import (
     Reduction,
     checked,
 )
-from denseloss.losses.reduce import reduce
-from denseloss.module import loss_module
+from denseloss.module import LossModule, call_of, options_of
 from denseloss.primitives.edges import EdgeSums, edge_sums
 from denseloss.primitives.overlap import ratio
+from denseloss.primitives.reduce import reduce
 
 __all__ = ["StructureLoss", "structure_loss"]
 
@@ -40,21 +40,18 @@ def structure_loss(
 ) -> Tensor:
     r"""Edge-weighted binary cross entropy plus edge-weighted IoU (F3Net, PraNet).
 
-    L = Σ w BCE(p, t) / Σ w + 1 - (Σ w p t + s) / (Σ w (p + t) - Σ w p t + s)
+    L = Σ w BCE(p, t) / Σ w + 1 - (I + s) / (Σ w (p + t) - I + s),   I = Σ w min(p, t)
     w = 1 + γ |box mean of t - t|,   p = sigmoid(z),   sums over the pixels of each channel
 
     Use it for salient objects, polyps and camouflaged objects, where edges decide.
 
     Args:
-        logits: scores z.
-        target: t in [0, 1], a mask per channel.
         gamma: γ >= 0, the emphasis on edges.
         window: side of the box in pixels, odd.
         smooth: s >= 0 of the IoU.
         variant: see Variant.
         weight: what each element counts for, times w; 0 is void, and counts as 0 in the box mean,
             as pixels outside the image do.
-        ignore_index: the value of void pixels in the target, such as 255.
         reduction: over images and channels. A channel that is all void does not count.
 
     Returns:
@@ -72,7 +69,8 @@ def structure_loss(
         a mask without any edge, where that is 0, is divided by Σ w.
 
     Differs from:
-        UACANet and other descendants, whose IoU is taken per pixel.
+        UACANet and other descendants, whose IoU is taken per pixel. For soft targets all of them
+        take I = Σ w p t: the IoU part is then not 0 and not lowest at p = t.
 
     Source:
         Wei et al., *F3Net*, AAAI 2020, pixel position aware loss, arXiv:1911.11445; Fan et al.,
@@ -92,23 +90,39 @@ def structure_loss(
         window=window,
         plain=variant != "corrected",
     )
-    both, predicted, true, counts = sums.overlap
-    iou = ratio(both + smooth, predicted + true - both + smooth, empty=1)
-    values = _entropy(sums, variant) + 1 - iou
-    return reduce(torch.where(counts, values, 0), reduction, weight=counts.to(values.dtype))
+    values = sums.overlap.dissimilarity(a=1, b=-1, c=1, d=1, s=smooth)
+    present = sums.overlap.present
+    if variant == "released":
+        entropy = _batch_entropy(sums)
+        if reduction == "mean":  # it is one for all: not a mean over what each rank has of it
+            return reduce(values, reduction, weight=present) + entropy
+        return reduce(values + entropy, reduction, weight=present)
+    return reduce(values + _channel_entropy(sums, variant), reduction, weight=present)
 
 
-def _entropy(sums: EdgeSums, variant: Variant) -> Tensor:
+def _channel_entropy(sums: EdgeSums, variant: Variant) -> Tensor:
     """The BCE term of each channel, [n c]."""
     below = sums.weight
-    if sums.plain_entropy is not None and sums.plain_weight is not None:
-        if variant == "released":
-            total = distributed.total(sums.plain_entropy.sum())
-            whole = distributed.total(sums.plain_weight.sum())
-            return ratio(total, whole, empty=0).expand(below.shape)
+    if variant == "equation" and sums.plain_weight is not None:
         edges = below - sums.plain_weight
         below = torch.where(edges == 0, below, edges)
     return ratio(sums.entropy, below, empty=0)
 
 
-StructureLoss = loss_module(structure_loss)
+def _batch_entropy(sums: EdgeSums) -> Tensor:
+    """The one BCE term of all channels."""
+    assert sums.plain_entropy is not None
+    assert sums.plain_weight is not None
+    parts = torch.stack([sums.plain_entropy.sum(), sums.plain_weight.sum()])
+    total, whole = distributed.total(parts)
+    return ratio(total, whole, empty=0)
+
+
+class StructureLoss(LossModule):
+    """`structure_loss` as a Module."""
+
+    @options_of(structure_loss)
+    def __init__(self) -> None: ...
+
+    @call_of(structure_loss)
+    def __call__(self) -> None: ...

@@ -1,7 +1,8 @@
-"""A distribution over the bins 0 … k-1 of a distance."""
+"""A distribution over the bins 0 … k-1 of a distance, and the loss that trains it."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -10,8 +11,9 @@ from torch import Tensor
 
 from denseloss.backend import primitive
 from denseloss.primitives import void
+from denseloss.primitives.reduce import reduce
 
-__all__ = ["Bracket", "bracket"]
+__all__ = ["Bracket", "bin_loss", "bracket"]
 
 
 class Bracket(NamedTuple):
@@ -25,7 +27,6 @@ class Bracket(NamedTuple):
     """where the target lies between them: 0 at the lower, 1 at the higher"""
 
 
-@primitive
 def bracket(logits: Tensor, target: Tensor, weight: Tensor | None) -> Bracket:
     """The bins around a target [*s] clamped to [0, k-1], from logits [*s k]."""
     z = void.full_precision(logits)
@@ -40,3 +41,24 @@ def bracket(logits: Tensor, target: Tensor, weight: Tensor | None) -> Bracket:
     high = (low + 1).clamp(max=last)
     log_p = F.log_softmax(z, dim=-1).gather(-1, torch.stack([low, high], dim=-1))
     return Bracket(log_p[..., 0], log_p[..., 1], y - low)
+
+
+@primitive
+def bin_loss(
+    logits: Tensor,
+    target: Tensor,
+    weight: Tensor | None,
+    *,
+    formula: Callable[[Bracket], Tensor],
+    reduction: str,
+    count: Tensor | float | None = None,
+) -> Tensor:
+    """The loss whose value for each target is a formula of the bins around it.
+
+    Fast versions know one formula, the distribution focal loss.
+    """
+    if logits.numel() == 0:
+        nothing = void.full_precision(logits).sum(-1)
+        return reduce(nothing, reduction, weight=weight, divisor=count)
+    values = formula(bracket(logits, target, weight))
+    return reduce(values, reduction, weight=weight, divisor=count)

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from denseloss.backend import primitive
 from denseloss.primitives.likelihood import sigmoid_likelihood
-from denseloss.primitives.overlap import Overlap, overlap
+from denseloss.primitives.overlap import COLUMNS, Overlap, over_space, overlap_sums
 from denseloss.primitives.windows import edge_emphasis
 
 __all__ = ["EdgeSums", "edge_sums"]
@@ -47,14 +47,9 @@ def edge_sums(
     w = alone * edge_emphasis(likely.target, gamma=gamma, window=window, border="zero")
     entropy = likely.entropy
     return EdgeSums(
-        overlap(likely.p, likely.target, w, pool="image"),
-        _over_space(w * entropy),
-        _over_space(w),
-        _over_space(alone * entropy) if plain else None,
-        _over_space(alone) if plain else None,
+        overlap_sums(likely.p, likely.target, w, COLUMNS),
+        over_space(w * entropy),
+        over_space(w),
+        over_space(alone * entropy) if plain else None,
+        over_space(alone) if plain else None,
     )
-
-
-def _over_space(x: Tensor) -> Tensor:
-    # without any axis of space, sum(()) would be the sum over all axes
-    return x.sum(tuple(range(2, x.ndim))) if x.ndim > 2 else x

@@ -1,4 +1,4 @@
-"""Overlap of prediction and truth: the three sums that Dice, Jaccard, Tversky and F share."""
+"""Overlap of prediction and truth: the sums that Dice, Jaccard, Tversky and F share."""
 
 from __future__ import annotations
 
@@ -9,108 +9,142 @@ from torch import Tensor
 
 from denseloss import distributed
 from denseloss.backend import primitive
-from denseloss.primitives import void
-from denseloss.primitives.likelihood import TINY, one_hot
+from denseloss.primitives.likelihood import TINY
 
 __all__ = [
+    "COLUMNS",
+    "SQUARES",
     "Overlap",
-    "f_measure",
-    "of_images",
-    "overlap",
+    "linear_ratio",
+    "over_space",
+    "overlap_sums",
+    "pooled",
     "ratio",
-    "sigmoid_overlap",
-    "softmax_overlap",
 ]
+
+# How many sums there are for each class: I, P and T; with squares also of p^2 and t^2.
+COLUMNS, SQUARES = 3, 5
 
 
 class Overlap(NamedTuple):
     """Weighted sums over the pixels of an image, [n c], or of the batch, [c]."""
 
-    both: Tensor
-    """I = sum w p t"""
-    predicted: Tensor
-    """P = sum w p"""
-    true: Tensor
-    """T = sum w t"""
-    counts: Tensor
-    """bool [n c] or [c]: whether anything in the sums is not void"""
+    sums: Tensor
+    """[.. 3]: I, P and T; [.. 5] with the squares"""
+    present: Tensor
+    """1 where anything in the sums is not void, else 0; [n c] or [c]"""
 
+    @property
+    def both(self) -> Tensor:
+        """I = sum w min(p, t), which is sum w p t where t is 0 or 1."""
+        return self.sums[..., 0]
 
-def overlap(prediction: Tensor, truth: Tensor, weight: Tensor | None, *, pool: str) -> Overlap:
-    """The sums of prediction and truth [n c *s] under a weight [n c *s] or [n 1 *s]."""
-    space = tuple(range(2, prediction.ndim))
-    dims = space if pool == "image" else (0, *space)
+    @property
+    def predicted(self) -> Tensor:
+        """P = sum w p."""
+        return self.sums[..., 1]
 
-    def pooled(x: Tensor) -> Tensor:
-        # sum over no axes would mean sum over all of them
-        summed = x.sum(dims) if dims else x
-        return summed if pool == "image" else distributed.total(summed)
+    @property
+    def true(self) -> Tensor:
+        """T = sum w t."""
+        return self.sums[..., 2]
 
-    w = torch.ones_like(prediction[:, :1]) if weight is None else weight
-    present = pooled((w.detach() != 0).to(prediction.dtype)) > 0
-    both, predicted, true = (
-        pooled(w * prediction * truth),
-        pooled(w * prediction),
-        pooled(w * truth),
-    )
-    return Overlap(both, predicted, true, present.expand(both.shape))
+    @property
+    def predicted_squares(self) -> Tensor:
+        """Sum w p^2, where asked for."""
+        return self.sums[..., 3]
 
+    @property
+    def true_squares(self) -> Tensor:
+        """Sum w t^2, where asked for."""
+        return self.sums[..., 4]
 
-def of_images(
-    both: Tensor, predicted: Tensor, true: Tensor, present: Tensor, *, pool: str
-) -> Overlap:
-    """The sums from those of each image, [n c]; ``present`` counts what is not void."""
-    if pool == "batch":
-        both, predicted, true, present = (
-            distributed.total(x.sum(0)) for x in (both, predicted, true, present)
+    def without_squares(self) -> Overlap:
+        """I, P and T alone."""
+        if self.sums.shape[-1] == COLUMNS:
+            return self
+        return Overlap(self.sums[..., :COLUMNS], self.present)
+
+    def similarity(self, a: float, b: float, c: float, d: float, s: float) -> Tensor:
+        """(a I + s)/(b I + c P + d T + s); 1 where the denominator is 0."""
+        return self._ratio((a, 0.0, 0.0), s, (b, c, d), s, empty=1.0)
+
+    def dissimilarity(self, a: float, b: float, c: float, d: float, s: float) -> Tensor:
+        """1 - (a I + s)/(b I + c P + d T + s); 0 where the denominator is 0.
+
+        As ((b-a) I + c P + d T)/(b I + c P + d T + s), which is exact near 0.
+        """
+        return self._ratio((b - a, c, d), 0.0, (b, c, d), s, empty=0.0)
+
+    def _ratio(
+        self,
+        above: tuple[float, ...],
+        more_above: float,
+        below: tuple[float, ...],
+        more_below: float,
+        *,
+        empty: float,
+    ) -> Tensor:
+        rest = (0.0,) * (self.sums.shape[-1] - COLUMNS)
+        return linear_ratio(
+            self.sums, (*above, *rest, more_above), (*below, *rest, more_below), empty
         )
-    return Overlap(both, predicted, true, present > 0)
+
+
+def overlap_sums(prediction: Tensor, truth: Tensor, weight: Tensor | None, columns: int) -> Overlap:
+    """The sums of each image for prediction and truth [n c *s], weight [n c *s] or [n 1 *s].
+
+    I is sum w min(p, t) = (P + T - sum w |p - t|)/2, not sum w p t: for soft truths, too, it is
+    largest where both are equal.
+    """
+    w = torch.ones_like(prediction[:, :1]) if weight is None else weight
+    parts = []
+    if columns:
+        parts = [torch.minimum(prediction, truth), prediction, truth]
+    if columns == SQUARES:
+        parts += [prediction.square(), truth.square()]
+    found = [over_space(w * part) for part in parts]
+    empty = prediction.new_empty(*prediction.shape[:2], 0)
+    sums = torch.stack(found, dim=-1) if found else empty
+    present = over_space((w.detach() != 0).to(prediction.dtype)) > 0
+    return Overlap(sums, present.to(sums.dtype).expand(sums.shape[:2]))
+
+
+def over_space(x: Tensor) -> Tensor:
+    """The sum over the pixels of x [n c *s], [n c]."""
+    # without any axis of space, sum(()) would be the sum over all axes
+    return x.sum(tuple(range(2, x.ndim))) if x.ndim > 2 else x
+
+
+def pooled(sums: Overlap, pool: str) -> Overlap:
+    """The sums of each image as they are, or those of the batch (of all ranks, inside `exact`).
+
+    All sums of a loss travel in one collective, whatever version has made them.
+    """
+    if pool == "image":
+        return sums
+    found, present = sums.sums.sum(0), sums.present.sum(0)
+    if not distributed.alone():
+        everywhere = distributed.total(torch.cat([found, present.unsqueeze(-1)], dim=-1))
+        found, present = everywhere[..., :-1], everywhere[..., -1].detach()
+    return Overlap(found, present.clamp(max=1))
 
 
 @primitive
-def softmax_overlap(
-    logits: Tensor,
-    target: Tensor,
-    weight: Tensor | None,
-    ignore_index: int | None,
-    *,
-    pool: str,
-    threshold: float | None = None,
-) -> Overlap:
-    """The sums for exclusive classes; hard ones (p > threshold) where a threshold is given."""
-    z, target, weight = void.pixels(logits, target, weight, ignore_index)
-    p = _hard(z.softmax(dim=1), threshold)
-    if not target.is_floating_point():
-        target = one_hot(target, z.shape[1], ignore_index=None).to(z.dtype)
-    return overlap(p, target, weight.unsqueeze(1), pool=pool)
+def linear_ratio(
+    sums: Tensor, above: tuple[float, ...], below: tuple[float, ...], empty: float
+) -> Tensor:
+    """(above . x)/(below . x) of each row x = (sums, 1); ``empty``, a constant, where it is x/0."""
+    return ratio(_form(sums, above), _form(sums, below), empty=empty)
 
 
-@primitive
-def sigmoid_overlap(
-    logits: Tensor,
-    target: Tensor,
-    weight: Tensor | None,
-    ignore_index: int | None,
-    *,
-    pool: str,
-    threshold: float | None = None,
-) -> Overlap:
-    """The sums for independent channels; hard ones (p > threshold) where a threshold is given."""
-    z, target, weight = void.elements(logits, target, weight, ignore_index)
-    return overlap(_hard(z.sigmoid(), threshold), target, weight, pool=pool)
-
-
-def _hard(p: Tensor, threshold: float | None) -> Tensor:
-    if threshold is None:
-        return p
-    return torch.where(p.isnan(), p, (p > threshold).to(p.dtype))  # NaN must not score as a miss
-
-
-def f_measure(sums: Overlap, *, beta: float, smooth: float) -> Tensor:
-    """((1+β²) I + s) / ((1+β²) I + β² (T-I) + (P-I) + s); β = 1 is Dice."""
-    both, predicted, true, _ = sums
-    hit = (1 + beta**2) * both + smooth
-    return ratio(hit, hit + beta**2 * (true - both) + (predicted - both), empty=1)
+def _form(sums: Tensor, form: tuple[float, ...]) -> Tensor:
+    # Column by column: 0 times a column that is not needed must not be NaN.
+    value = torch.full_like(sums[..., 0], form[-1])
+    for column, factor in enumerate(form[:-1]):
+        if factor:
+            value = value + factor * sums[..., column]
+    return value
 
 
 def ratio(part: Tensor, whole: Tensor, *, empty: Tensor | float, least: float = TINY) -> Tensor:

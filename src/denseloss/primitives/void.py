@@ -78,8 +78,14 @@ def elements(
     target: Tensor | ClassScores,
     weight: Tensor | None,
     ignore_index: int | None = None,
+    *,
+    quality: bool = False,
 ) -> Elements:
-    """Clear logits and target of one shape, with a weight that broadcasts to it."""
+    """Clear logits and target of one shape, with a weight that broadcasts to it.
+
+    The target is a mask, or the quality of a detection. What lies a little outside [0, 1] is
+    brought into it: there the losses would be rewards without lower bound.
+    """
     z = full_precision(logits)
     if isinstance(target, ClassScores):
         void = target.void(ignore_index)
@@ -88,10 +94,7 @@ def elements(
             weight = torch.where(void, 0, 1.0 if weight is None else weight)
             target, ignore_index = torch.where(void, 0, target), None
     t = target.to(z.dtype)
-    # The commonest slip, a mask of 0 and 255, would score better than perfect. As with labels that
-    # are no class, what cannot be told without reading values becomes NaN. The margin is for
-    # rounding and for masks that resampling has made overshoot.
-    inside = torch.where((t > -0.5) & (t < 1.5), t, torch.nan)
+    inside = _quality(t) if quality else _mask(t)
     if weight is None and ignore_index is None:
         return Elements(z, inside, None)
     w = torch.ones_like(t) if weight is None else weight.to(z.dtype).expand(z.shape)
@@ -99,3 +102,22 @@ def elements(
         w = torch.where(t == ignore_index, 0, w)
     valid = w != 0
     return Elements(torch.where(valid, z, 0), torch.where(valid, inside, 0), w)
+
+
+def _mask(t: Tensor) -> Tensor:
+    """Resampling makes masks overshoot a little; what is further out is NaN.
+
+    The commonest slip, a mask of 0 and 255, would score better than perfect. As with labels that
+    are no class, what cannot be told without reading values becomes NaN.
+    """
+    return _unit(torch.where((t > -0.5) & (t < 1.5), t, torch.nan))
+
+
+def _quality(q: Tensor) -> Tensor:
+    """Background is 0 and below, as a generalised IoU has it; above 1 only rounding is forgiven."""
+    return _unit(torch.where(q > 1.01, torch.nan, q))
+
+
+def _unit(t: Tensor) -> Tensor:
+    """Brought to [0, 1]; NaN stays. Not clamp, whose slope at the ends is a matter of versions."""
+    return torch.where(t < 0, 0, torch.where(t > 1, 1, t))

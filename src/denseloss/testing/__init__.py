@@ -3,6 +3,7 @@
     from denseloss.testing import check_loss, diagnose
     check_loss(my_dice, like=denseloss.functional.dice_loss)   # raises with what is wrong
     diagnose(focal_loss, logits, target)                       # wrong values in real inputs
+    example(focal_loss)                                        # valid tensors, drawn
 
 `check_loss` runs every check of `CHECKS` that the signature allows. It draws inputs from the
 annotations of the function (`denseloss.contract`), or from those of ``like``.
@@ -20,11 +21,21 @@ from torch import Tensor
 
 from denseloss.module import LossModule
 from denseloss.testing.checks import CHECKS
+from denseloss.testing.drawing import example
 from denseloss.testing.inputs import other_values
 from denseloss.testing.subject import Case, Oracle, Subject, require, same
 from denseloss.testing.values import diagnose
 
-__all__ = ["CHECKS", "Case", "LossError", "Subject", "check_loss", "check_module", "diagnose"]
+__all__ = [
+    "CHECKS",
+    "Case",
+    "LossError",
+    "Subject",
+    "check_loss",
+    "check_module",
+    "diagnose",
+    "example",
+]
 
 
 class LossError(AssertionError):

@@ -8,7 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from denseloss.contract import Argument, Kind, Sizes, example
+from denseloss.contract import Argument, Kind, Sizes
+from denseloss.testing.drawing import example
 from denseloss.testing.subject import Case, Subject
 
 

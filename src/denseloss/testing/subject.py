@@ -9,7 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from denseloss.contract import Argument, Kind, arguments, example
+from denseloss.contract import Argument, Kind, arguments
+from denseloss.testing.drawing import example
 
 __all__ = ["Case", "Oracle", "Subject", "call", "gradient", "head", "require", "same"]
 

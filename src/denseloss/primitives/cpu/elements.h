@@ -2,7 +2,14 @@
 #ifndef DENSELOSS_ELEMENTS_H
 #define DENSELOSS_ELEMENTS_H
 
+#ifdef __linux__
+#define _DEFAULT_SOURCE /* madvise */
+#endif
 #include "numbers.h"
+#include <stdlib.h>
+#ifdef __linux__
+#include <sys/mman.h>
+#endif
 
 #ifdef _OPENMP
 #include <omp.h>
@@ -98,6 +105,28 @@ INLINE int64_t label_at(const void *labels, enum dtype dtype, int64_t i)
     if (dtype == UINT8) return ((const uint8_t *)labels)[i];
     if (dtype == INT32) return ((const int32_t *)labels)[i];
     return ((const int64_t *)labels)[i];
+}
+
+/* Workspace of a call, aligned to a line of cache. 0 where there is no memory. */
+static void *allocate(int64_t bytes)
+{
+    return aligned_alloc(64, (size_t)((bytes + 64) / 64 * 64));
+}
+
+/* A result of `elements` that nobody has touched yet. Where it is large, most of its time goes into
+ * its first touch, page by page: larger pages make that faster. A hint; nothing depends on it. */
+#define LARGE (32 << 20) /* bytes, from which on malloc maps fresh pages for each tensor */
+static void fresh(void *result, enum dtype dtype, int64_t elements)
+{
+#ifdef MADV_HUGEPAGE
+    const int64_t bytes = elements * (dtype == FLOAT32 ? 4 : 2);
+    const uintptr_t page = 1 << 21, first = ((uintptr_t)result + page - 1) / page * page;
+    const uintptr_t last = ((uintptr_t)result + (uintptr_t)bytes) / page * page;
+    if (result && bytes >= LARGE && last > first)
+        (void)madvise((void *)first, last - first, MADV_HUGEPAGE);
+#else
+    (void)result, (void)dtype, (void)elements;
+#endif
 }
 
 INLINE int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }

@@ -19,7 +19,7 @@ __all__ = ["ABI", "Unavailable", "load"]
 
 # What the functions in the object take and return. Counted up, here and in kernels.c, by every
 # change of a signature: an object from an older install is then refused instead of called wrongly.
-ABI = 1
+ABI = 2
 
 FOLDER = Path(__file__).parent
 VARIABLE = "DENSELOSS_KERNELS"  # the path of an object to load instead, for the sanitizers

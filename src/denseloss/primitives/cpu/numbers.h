@@ -22,6 +22,9 @@ INLINE int32_t as_bits(float x) { int32_t bits; memcpy(&bits, &x, 4); return bit
 INLINE float larger(float a, float b) { return a > b ? a : b; }   /* b where a is NaN */
 INLINE float smaller(float a, float b) { return a < b ? a : b; }
 
+/* As torch.minimum: NaN where either is. */
+INLINE float smaller_or_nan(float a, float b) { return a < b || a != a ? a : b; }
+
 /* e^x for x <= 88; 0 below -87.7, where the result is no normal number. */
 INLINE float exp_(float x)
 {

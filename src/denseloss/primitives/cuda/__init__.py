@@ -9,15 +9,17 @@ import torch
 
 from denseloss.primitives import fused
 from denseloss.primitives.cuda import (
-    association,
+    affinity,
     bins,
     boxes,
-    column,
-    edge,
+    elementwise,
     labels,
-    pointwise,
-    region,
+    mean,
+    ratio,
     rescale,
+    sigmoid,
+    softmax,
+    windows,
 )
 from denseloss.primitives.fused import ops
 
@@ -26,17 +28,22 @@ BACKEND = "cpu" if os.environ.get("TRITON_INTERPRET") == "1" else "cuda"
 ops.implement(
     BACKEND.upper(),
     {
-        "pointwise": pointwise.pointwise,
+        "elementwise": elementwise.elementwise,
         "boxes": boxes.boxes,
         "bins": bins.bins,
-        "column": column.column,
-        "column_backward": column.column_backward,
-        "region": region.region,
-        "region_backward": region.region_backward,
-        "edge": edge.edge,
-        "association": association.association,
-        "association_backward": association.association_backward,
+        "softmax": softmax.softmax,
+        "softmax_backward": softmax.softmax_backward,
+        "sigmoid": sigmoid.sigmoid,
+        "sigmoid_backward": sigmoid.sigmoid_backward,
+        "edge": windows.edge,
+        "association": affinity.association,
+        "association_backward": affinity.association_backward,
         "label_count": labels.label_count,
+        "class_values": labels.class_values,
+        "weighted_mean": mean.weighted_mean,
+        "weighted_mean_backward": mean.weighted_mean_backward,
+        "ratio": ratio.ratio,
+        "ratio_backward": ratio.ratio_backward,
         "rescale": rescale.rescale,
     },
 )

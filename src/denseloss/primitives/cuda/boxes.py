@@ -18,6 +18,7 @@ IOU = tl.constexpr(0)
 GIOU = tl.constexpr(1)
 DIOU = tl.constexpr(2)
 CIOU = tl.constexpr(3)
+CIOU_RELEASED = tl.constexpr(4)
 XYXY = tl.constexpr(0)
 XYWH = tl.constexpr(1)
 SHARE = tl.constexpr(0.40528473456935109)  # 4/pi^2
@@ -82,6 +83,11 @@ def _min(x, y):
 
 
 @triton.jit
+def _finite(x, y):
+    return (tl.abs(x) < float("inf")) & (tl.abs(y) < float("inf"))
+
+
+@triton.jit
 def _lengths(a1, a2, b1, b2):
     """Along one axis: what both cover, what their hull covers, from centre to centre."""
     shared = _size(_max(a1, b1), _min(a2, b2))
@@ -90,9 +96,24 @@ def _lengths(a1, a2, b1, b2):
 
 
 @triton.jit
-def _slopes(a1, a2, b1, b2, size, shared, hull, centre):
-    """The gradient of a1 and a2 from those of the lengths, and of the size a2 - a1."""
-    size = tl.where(a2 > a1, size, 0.0)
+def _inverted(first, last, hull):
+    """How far a box is inverted along an axis, relative to its hull; its slope by size and hull.
+
+    At size 0 the slope is that of inverted boxes: it opens the box.
+    """
+    size = tl.where(last > first, 0.0, last - first)
+    per_hull = tl.where(last > first, 0.0, quotient(1.0, hull, 0.0))
+    part = quotient(-size, hull, 0.0)
+    return part, -per_hull, -part * per_hull
+
+
+@triton.jit
+def _slopes(a1, a2, b1, b2, size, opening, shared, hull, centre):
+    """The gradient of a1 and a2 from those of the lengths, and of the size a2 - a1.
+
+    ``opening`` is what comes by the size where it is not clamped.
+    """
+    size = tl.where(a2 > a1, size, 0.0) + opening
     shared = tl.where(_min(a2, b2) > _max(a1, b1), shared, 0.0)
     upper = _above(_max(a2, b2), _max(a1, b1))
     lower = _above(-_min(a2, b2), -_min(a1, b1))
@@ -147,12 +168,14 @@ def _boxes(
     union = width * height + width_b * height_b - inter
     same = (ax1 == bx1) & (ay1 == by1) & (ax2 == bx2) & (ay2 == by2) & (ax2 >= ax1) & (ay2 >= ay1)
     iou = quotient(inter, union, same.to(tl.float32))
-    value = 1 - iou
+    inverted_x, opening_x, wider_x = _inverted(ax1, ax2, hull_x)
+    inverted_y, opening_y, wider_y = _inverted(ay1, ay2, hull_y)
+    value = 1 - iou + inverted_x + inverted_y
     # the gradients of what both cover, of the own area, and of the lengths
     d_inter = -quotient(1 + iou, union, 0.0)
     d_area = quotient(iou, union, 0.0)
     d_width, d_height = tl.zeros_like(w), tl.zeros_like(w)
-    d_hull_x, d_hull_y = tl.zeros_like(w), tl.zeros_like(w)
+    d_hull_x, d_hull_y = wider_x, wider_y
     d_centre_x, d_centre_y = tl.zeros_like(w), tl.zeros_like(w)
     if KIND == GIOU:
         hull = hull_x * hull_y
@@ -161,8 +184,8 @@ def _boxes(
         d_inter += per_hull
         d_area -= per_hull
         d_hull = quotient(union, hull, 0.0) * per_hull
-        d_hull_x = d_hull * hull_y
-        d_hull_y = d_hull * hull_x
+        d_hull_x += d_hull * hull_y
+        d_hull_y += d_hull * hull_x
     if KIND >= DIOU:
         diagonal = hull_x * hull_x + hull_y * hull_y
         offset = quotient(centre_x * centre_x + centre_y * centre_y, diagonal, 0.0)
@@ -170,9 +193,9 @@ def _boxes(
         twice = quotient(2.0, diagonal, 0.0)
         d_centre_x = twice * centre_x
         d_centre_y = twice * centre_y
-        d_hull_x = -twice * offset * hull_x
-        d_hull_y = -twice * offset * hull_y
-    if KIND == CIOU:
+        d_hull_x -= twice * offset * hull_x
+        d_hull_y -= twice * offset * hull_y
+    if KIND >= CIOU:
         longest, c, s = _angle(width, height)
         _, c_b, s_b = _angle(width_b, height_b)
         # c_b s - c s_b, without the rounding that would tilt two boxes of the same shape
@@ -180,11 +203,16 @@ def _boxes(
         v = SHARE * tilt * tilt
         alpha = quotient(v, 1 - iou + v, 0.0)
         value += alpha * v
-        d_angle = -2 * SHARE * alpha * tilt / (longest * (c * c + s * s))
+        d_angle = -2 * SHARE * alpha * tilt
+        if KIND == CIOU_RELEASED:
+            d_angle *= _max(width, height)  # the slope below times w^2 + h^2
+        else:
+            d_angle /= longest * (c * c + s * s)
         d_width = d_angle * s
         d_height = -d_angle * c
 
-    value *= w
+    finite = _finite(ax1, ax2) & _finite(ay1, ay2) & _finite(bx1, bx2) & _finite(by1, by2)
+    value = w * tl.where(finite, value, float("nan"))
     if partial is not None:
         tl.store(partial + block, scale * tl.sum(value, 0))
         tl.store(partial + tl.num_programs(0) + block, tl.sum(w, 0))
@@ -193,12 +221,16 @@ def _boxes(
     if grad is not None:
         d_width += d_area * height
         d_height += d_area * width
-        gx1, gx2 = _slopes(ax1, ax2, bx1, bx2, d_width, d_inter * shared_y, d_hull_x, d_centre_x)
-        gy1, gy2 = _slopes(ay1, ay2, by1, by2, d_height, d_inter * shared_x, d_hull_y, d_centre_y)
+        gx1, gx2 = _slopes(
+            ax1, ax2, bx1, bx2, d_width, opening_x, d_inter * shared_y, d_hull_x, d_centre_x
+        )
+        gy1, gy2 = _slopes(
+            ay1, ay2, by1, by2, d_height, opening_y, d_inter * shared_x, d_hull_y, d_centre_y
+        )
         gx, gw = _unspan(gx1, gx2, FMT)
         gy, gh = _unspan(gy1, gy2, FMT)
         slope = tl.reshape(tl.join(tl.join(gx, gw), tl.join(gy, gh)), [BLOCK, 4])
-        factor = scale * w
+        factor = tl.where(finite, scale * w, float("nan"))
         if upstream is not None:
             factor *= load(upstream + row, there) if MAP else tl.load(upstream)
         slope = tl.where(counts[:, None], slope * factor[:, None], 0.0)

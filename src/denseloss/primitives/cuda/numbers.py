@@ -12,7 +12,7 @@ import triton.language as tl
 
 __all__ = ["TINY", "atan2", "bernoulli", "load", "log1p", "power", "quotient"]
 
-TINY = tl.constexpr(torch.finfo(torch.float32).tiny)  # as in `denseloss.primitives.likelihood`
+TINY = tl.constexpr(torch.finfo(torch.float32).tiny)  # as the definitions have it
 
 
 @triton.jit

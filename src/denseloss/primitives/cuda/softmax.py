@@ -1,212 +1,327 @@
-"""One tile of pixels under exclusive classes: what the kernels of `column` and `upsample` share.
-
-A tile is [classes pixels] and stays in registers, whatever the number of classes: the logits are
-read once. Classes that only fill it up to a power of two have the logit -inf. GAMMA and SMOOTHING,
-K numbers each, are compiled in.
-"""
+"""`softmax`: what losses of exclusive classes are made of, in one pass, and its gradient."""
 
 # ruff: noqa: N803
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Any
+
+import torch
 import triton
 import triton.language as tl
+from torch import Tensor
 
-from denseloss.primitives.cuda.numbers import TINY, load, log1p, power
+from denseloss.primitives.cuda import softmax_resized
+from denseloss.primitives.cuda.launch import collect, given, launch, results
+from denseloss.primitives.cuda.numbers import load
+from denseloss.primitives.cuda.softmax_tile import (
+    likelihood,
+    observed,
+    slope,
+    store_maps,
+    store_sums,
+)
 
-__all__ = ["add_entropy", "observed", "slope", "store_sums"]
+__all__ = ["softmax", "softmax_backward"]
 
-
-@triton.jit
-def observed(target, weight, at, inside, ignore, CLASSES: tl.constexpr):
-    """Label and weight of the pixels ``at``, and which of them count."""
-    label = tl.load(target + at, mask=inside, other=0).to(tl.int64)
-    w = tl.where(inside, 1.0, 0.0) if weight is None else load(weight + at, inside)
-    counts = inside & (label != ignore) & (w != 0)
-    known = (label >= 0) & (label < CLASSES)
-    w = tl.where(counts, tl.where(known, w, float("nan")), 0.0)
-    return tl.where(counts & known, label, 0).to(tl.int32), w, counts
-
-
-@triton.jit
-def _likelihood(z, z_t, hit):
-    """The logits less their largest, the log of the sum of e^them, p, p_t, log p_t and 1 - p_t."""
-    largest = tl.max(z, 0)
-    z -= largest[None, :]
-    e = tl.exp(z)
-    other = tl.sum(tl.where(hit, 0.0, e), 0)
-    z_t = tl.sum(tl.where(hit, z, 0.0), 0) if z_t is None else z_t - largest
-    e_t = tl.exp(z_t)
-    total = other + e_t
-    log_total = tl.log(total)
-    miss = other / total
-    # z_t - log_total is a difference of equals where the pixel is nearly right.
-    near = tl.minimum(miss, 0.5)
-    log_p = tl.where(miss < 0.5, -log1p(near / (1 - near)), z_t - log_total)
-    return z, log_total, e * (1 / total)[None, :], e_t / total, log_p, miss
+ELEMENTS = 512  # of a tile for each warp, 16 for each thread: more would spill; half if the classes
+# are innermost, since each thread then has more pixels
+PROGRAMS = 2048  # fill the largest GPU several times over
+ALONE = 8  # tiles of an image that one program goes through faster than a second kernel starts
+PARTIAL = 2**20  # numbers that the programs leave for `collect`, or one program for each image
 
 
 @triton.jit
-def _class_weight(class_weight, at, mask):
-    if class_weight is None:
-        return tl.where(mask, 1.0, 0.0)
-    else:  # noqa: RET505 - what is decided at compile time needs both branches
-        return load(class_weight + at, mask)
-
-
-@triton.jit
-def _entropy(
-    z,
-    log_total,
-    log_p,
-    miss,
-    own,
-    each,
-    there,
-    CLASSES: tl.constexpr,
-    GAMMA: tl.constexpr,
-    E: tl.constexpr,
-):
-    """Value v of a term, from the weights of the label's class and of each class."""
-    value = own * -log_p * power(tl.maximum(miss, TINY), GAMMA, GAMMA)
-    if E == 0:
-        return value
-    else:  # noqa: RET505
-        even = each[:, None] * tl.where(there[:, None], log_total[None, :] - z, 0.0)
-        return (1 - E) * value + E / CLASSES * tl.sum(even, 0)
-
-
-@triton.jit
-def add_entropy(
-    totals,
-    z,
-    z_t,
-    hit,
-    label,
-    w,
-    counts,
+def _tile(
+    logits,
+    target,
+    weight,
+    image,
+    tile,
+    pixels,
+    class_stride,
+    pixel_stride,
+    ignore,
     number,
-    class_weight,
     CLASSES: tl.constexpr,
-    K: tl.constexpr,
-    GAMMA: tl.constexpr,
-    SMOOTHING: tl.constexpr,
+    PIXELS: tl.constexpr,
 ):
-    """Add the sums of entropy and weights to their rows of ``totals``.
-
-    ``z_t`` is the logit of the label; None: it is looked for in the tile.
+    """Logits of the pixels of a tile where they count, what is known of them, and where they lie.
 
     Returns:
-        ``totals``, the last w v, and p.
+        z, that of the label, whether a class is the label, label, weight, whether a pixel counts,
+        the offsets of the logits, whether they are there, and the same of the pixels.
     """
-    z, log_total, p, _, log_p, miss = _likelihood(z, z_t, hit)
-    row = tl.arange(0, totals.shape[0])
-    there = number < CLASSES
-    value = w
-    for k in tl.static_range(K):
-        own = _class_weight(class_weight, k * CLASSES + label, label >= 0)
-        each = _class_weight(class_weight, k * CLASSES + number, there)
-        value = w * _entropy(
-            z, log_total, log_p, miss, own, each, there, CLASSES, list(GAMMA)[k], list(SMOOTHING)[k]
-        )
-        totals += tl.where(row == 2 * k, tl.sum(value, 0), 0.0)
-        totals += tl.where(row == 2 * k + 1, tl.sum(w * own, 0), 0.0)
-    totals += tl.where(row == 2 * K, tl.sum(w, 0), 0.0)
-    totals += tl.where(row == 2 * K + 1, tl.sum(counts.to(tl.float32), 0), 0.0)
-    return totals, value, p
+    first = tile * PIXELS
+    lane = tl.arange(0, PIXELS)
+    inside = lane < pixels - first
+    at = image * pixels + first + lane
+    label, w, counts = observed(target, weight, at, inside, ignore, CLASSES)
+    start = image * CLASSES * pixels + first * pixel_stride
+    where = start + number.to(tl.int64)[:, None] * class_stride + (lane * pixel_stride)[None, :]
+    there = (number < CLASSES)[:, None]
+    z = tl.where(there, load(logits + where, there & counts[None, :]), float("-inf"))
+    z_t = load(logits + start + lane * pixel_stride + label.to(tl.int64) * class_stride, counts)
+    hit = number[:, None] == label[None, :]
+    return z, z_t, hit, label, w, counts, where, there & inside[None, :], at, inside
 
 
 @triton.jit
-def store_sums(
-    partial,
-    totals,
-    both,
-    predicted,
-    true,
-    image,
-    program,
+def _softmax(
+    logits,
+    target,
+    weight,
+    spread,
+    entropy,
+    miss,
+    weights,
+    smooth,
+    sums,
+    present,
+    pixels,
+    tiles,
     programs,
+    class_stride,
+    pixel_stride,
+    ignore,
     CLASSES: tl.constexpr,
-    K: tl.constexpr,
-    OVERLAP: tl.constexpr,
+    SUMS: tl.constexpr,
+    PIXELS: tl.constexpr,
 ):
-    """Leave the sums of a program in ``partial`` [n 2K+2+3c programs]."""
-    rows: tl.constexpr = 2 * K + 2
-    out = partial + image * (rows + (3 * CLASSES if OVERLAP else 0)) * programs + program
-    row = tl.arange(0, totals.shape[0])
-    tl.store(out + row * programs, totals, row < rows)
-    if OVERLAP:
-        number = tl.arange(0, both.shape[0])
-        there = number < CLASSES
-        out += (rows + 3 * number) * programs
-        tl.store(out, both, there)
-        tl.store(out + programs, predicted, there)
-        tl.store(out + 2 * programs, true, there)
+    image = tl.program_id(0).to(tl.int64) // programs
+    program = tl.program_id(0).to(tl.int64) % programs
+    number = tl.arange(0, triton.next_power_of_2(CLASSES))
+    both = tl.zeros([triton.next_power_of_2(CLASSES)], tl.float32)
+    predicted = tl.zeros_like(both)
+    square = tl.zeros_like(both)
+    true = tl.zeros_like(both)
+    seen = tl.zeros([PIXELS], tl.float32)
+    for tile in range(program, tiles, programs):
+        z, z_t, hit, _, w, counts, _, _, at, inside = _tile(
+            logits,
+            target,
+            weight,
+            image,
+            tile,
+            pixels,
+            class_stride,
+            pixel_stride,
+            ignore,
+            number,
+            CLASSES,
+            PIXELS,
+        )
+        z, log_whole, p, nll, _, missed = likelihood(z, z_t, hit)
+        store_maps(
+            entropy,
+            miss,
+            weights,
+            smooth,
+            spread,
+            z,
+            log_whole,
+            nll,
+            missed,
+            w,
+            counts,
+            at,
+            inside,
+            number,
+            CLASSES,
+        )
+        if SUMS > 0:
+            wp = w[None, :] * p
+            t = hit.to(tl.float32)
+            both += tl.sum(wp * t, 1)
+            predicted += tl.sum(wp, 1)
+            true += tl.sum(w[None, :] * t, 1)
+            seen = tl.where(counts, 1.0, seen)
+        if SUMS == 5:
+            square += tl.sum(wp * p, 1)
+    if SUMS > 0:
+        store_sums(
+            sums,
+            present,
+            both,
+            predicted,
+            square,
+            true,
+            tl.max(seen, 0),
+            image,
+            program,
+            programs,
+            CLASSES,
+            SUMS,
+        )
 
 
 @triton.jit
-def _focus(miss, p_t, log_p, GAMMA: tl.constexpr):
-    """Slope p_t dv/dp_t of v = m^g (-log p_t), m = 1 - p_t; dv/dz_c is it times [c = t] - p_c."""
-    if GAMMA == 0:
-        return tl.full(miss.shape, -1, tl.float32)
-    else:  # noqa: RET505
-        m = tl.maximum(miss, TINY)
-        return power(m, GAMMA - 1, GAMMA - 1) * (GAMMA * p_t * log_p - m)
-
-
-@triton.jit
-def _spread(grad, p, share, each, CLASSES: tl.constexpr, E: tl.constexpr):
-    """Add the gradient of the evenly spread part of the target."""
-    if E == 0:
-        return grad
-    else:  # noqa: RET505
-        return grad + (share * (E / CLASSES))[None, :] * (p * tl.sum(each, 0) - each[:, None])
-
-
-@triton.jit
-def slope(
-    z,
-    z_t,
-    hit,
-    label,
-    w,
-    counts,
-    number,
-    image,
-    class_weight,
+def _slope(
+    logits,
+    target,
+    weight,
+    spread,
     grad_entropy,
+    grad_miss,
+    grad_smooth,
     grad_sums,
-    upstream,
+    grad,
+    pixels,
+    tiles,
+    class_stride,
+    pixel_stride,
+    ignore,
     CLASSES: tl.constexpr,
-    K: tl.constexpr,
-    GAMMA: tl.constexpr,
-    SMOOTHING: tl.constexpr,
+    SUMS: tl.constexpr,
+    PIXELS: tl.constexpr,
 ):
-    """The gradient of a tile, 0 where a pixel does not count."""
-    _, _, p, p_t, log_p, miss = _likelihood(z, z_t, hit)
-    there = number < CLASSES
-    toward = tl.zeros_like(w)
-    grad = tl.zeros_like(p)
-    if (grad_entropy is not None) or (upstream is not None):
-        for k in tl.static_range(K):
-            share = w * (tl.load(grad_entropy + image * K + k) if upstream is None else upstream)
-            own = _class_weight(class_weight, k * CLASSES + label, label >= 0)
-            each = _class_weight(class_weight, k * CLASSES + number, there)
-            toward += (
-                share * own * _kept(_focus(miss, p_t, log_p, list(GAMMA)[k]), list(SMOOTHING)[k])
+    image = tl.program_id(0).to(tl.int64) // tiles
+    tile = tl.program_id(0).to(tl.int64) % tiles
+    number = tl.arange(0, triton.next_power_of_2(CLASSES))
+    z, z_t, hit, label, w, counts, where, mask, at, inside = _tile(
+        logits,
+        target,
+        weight,
+        image,
+        tile,
+        pixels,
+        class_stride,
+        pixel_stride,
+        ignore,
+        number,
+        CLASSES,
+        PIXELS,
+    )
+    gradient = slope(
+        z,
+        z_t,
+        hit,
+        label,
+        w,
+        counts,
+        number,
+        image,
+        spread,
+        grad_sums,
+        None if grad_entropy is None else load(grad_entropy + at, inside),
+        None if grad_miss is None else load(grad_miss + at, inside),
+        None if grad_smooth is None else load(grad_smooth + at, inside),
+        CLASSES,
+        SUMS,
+    )
+    tl.store(grad + where, gradient.to(grad.dtype.element_ty), mask)
+
+
+def softmax(
+    logits: Tensor,
+    target: Tensor,
+    weight: Tensor | None,
+    spread: Tensor | None,
+    ignore: int,
+    entropy: bool,
+    sums: int,
+    size: Sequence[int],
+    align_corners: bool,
+) -> tuple[Tensor, ...]:
+    """See `denseloss.primitives.fused.ops`."""
+    n, c = logits.shape[:2]
+    maps = [
+        torch.empty_like(target, dtype=torch.float32) if asked else None
+        for asked in (entropy, entropy, entropy, spread is not None)
+    ]
+    total = present = None
+    if target.numel() == 0 and sums:
+        total = logits.new_zeros(n, c, sums, dtype=torch.float32)
+        present = torch.zeros_like(total[..., 0])
+    elif target.numel() > 0 and (entropy or sums or spread is not None):
+        if _resized(logits, size):
+            kernel, programs, geometry, tile = softmax_resized.forward(
+                logits, target, align_corners
             )
-            grad = _spread(grad, p, share, each, CLASSES, list(SMOOTHING)[k])
-        # 1 - p_t of the label's class is exact where the subtraction from 1 would not be.
-        grad += tl.where(hit, (toward * miss)[None, :], -toward[None, :] * p)
-    if grad_sums is not None:
-        sums = grad_sums + image * CLASSES * 2
-        own = tl.load(sums + 2 * label) + tl.load(sums + 2 * label + 1)
-        # Seen from the label's class, nothing cancels where the pixel is nearly right.
-        rise = load(sums + 2 * number + 1, there)[:, None] - own[None, :]
-        rise = tl.where(hit, 0.0, rise)
-        grad += w[None, :] * p * (rise - tl.sum(p * rise, 0)[None, :])
-    return tl.where(counts[None, :], grad, 0.0)
+        else:
+            kernel, programs, geometry, tile = _forward(logits, sums)
+        if sums:
+            total, present, *_ = results(logits, programs, sums)
+        launch(
+            kernel,
+            (n * programs,),
+            logits,
+            logits,
+            target,
+            weight,
+            spread,
+            *maps,
+            total,
+            present,
+            *geometry,
+            ignore,
+            CLASSES=c,
+            SUMS=sums,
+            **tile,
+        )
+        if present is not None and programs > 1:
+            total, present, *_ = collect(total, present)
+    return tuple(given(x, logits) for x in (*maps, total, present))
 
 
-@triton.jit
-def _kept(x, E: tl.constexpr):
-    return x if E == 0 else x * (1 - E)
+def softmax_backward(
+    logits: Tensor,
+    target: Tensor,
+    weight: Tensor | None,
+    spread: Tensor | None,
+    ignore: int,
+    grad_entropy: Tensor | None,
+    grad_miss: Tensor | None,
+    grad_smooth: Tensor | None,
+    grad_sums: Tensor | None,
+    size: Sequence[int],
+    align_corners: bool,
+) -> Tensor:
+    """See `denseloss.primitives.fused.ops`."""
+    slopes = [
+        None if x is None else x.contiguous()
+        for x in (grad_entropy, grad_miss, grad_smooth, grad_sums)
+    ]
+    if target.numel() == 0 or logits.numel() == 0 or all(x is None for x in slopes):
+        return torch.zeros_like(logits)
+    grad = torch.empty_like(logits)
+    inputs = (logits, target, weight, spread, *slopes, grad)
+    options: dict[str, Any] = {
+        "CLASSES": logits.shape[1],
+        "SUMS": 0 if grad_sums is None else grad_sums.shape[-1],
+    }
+    if _resized(logits, size):
+        softmax_resized.backward(inputs, ignore, align_corners, options)
+        return grad
+    geometry, tile = _tiles(logits)
+    grid = (logits.shape[0] * geometry[1],)
+    launch(_slope, grid, logits, *inputs, *geometry, ignore, **options, **tile)
+    return grad
+
+
+def _resized(logits: Tensor, size: Sequence[int]) -> bool:
+    return len(size) > 0 and tuple(size) != tuple(logits.shape[2:])
+
+
+def _forward(logits: Tensor, sums: int) -> tuple[Any, int, tuple[int, ...], dict[str, Any]]:
+    """The kernel, the programs of an image, where things lie, and the tile."""
+    (pixels, tiles, *strides), tile = _tiles(logits)
+    n, c = logits.shape[:2]
+    programs = tiles
+    if sums:
+        most = min(PROGRAMS // n, PARTIAL // (n * c * (sums + 1)))
+        programs = 1 if tiles <= ALONE else max(min(tiles, most), 1)
+    return _softmax, programs, (pixels, tiles, programs, *strides), tile
+
+
+def _tiles(logits: Tensor) -> tuple[tuple[int, ...], dict[str, Any]]:
+    """Pixels and tiles of an image, the strides of class and pixel, and the tile."""
+    n, c = logits.shape[:2]
+    pixels = logits.numel() // (n * c)
+    classes = triton.next_power_of_2(c)
+    warps = min(max(classes // 32, 4), 16)
+    strides, elements = (
+        ((pixels, 1), ELEMENTS) if logits.is_contiguous() else ((1, c), ELEMENTS // 2)
+    )
+    width = min(max(elements * warps // classes, 1), triton.next_power_of_2(pixels), 1024)
+    return (pixels, triton.cdiv(pixels, width), *strides), {"PIXELS": width, "num_warps": warps}

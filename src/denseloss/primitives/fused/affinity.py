@@ -8,10 +8,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from denseloss.backend import reference
+from denseloss.backend import Declined, reference
 from denseloss.primitives.affinity import Association
-from denseloss.primitives.fused import second
+from denseloss.primitives.fused import double_backward
 from denseloss.primitives.fused.layout import plain
+from denseloss.primitives.fused.ops import operator
 
 __all__ = ["association"]
 
@@ -30,7 +31,7 @@ class Ties(torch.autograd.Function):
         sigma_space: float,
     ) -> tuple[Tensor, Tensor]:
         """Within and total, [n k]."""
-        within, total, filtered, degree = torch.ops.denseloss.association(
+        within, total, filtered, degree = operator("association", probability)(
             probability, image, radius, sigma_intensity, sigma_space
         )
         ctx.definition = definition
@@ -42,23 +43,22 @@ class Ties(torch.autograd.Function):
         """The gradient by the probability."""
         probability, filtered, degree = ctx.saved_tensors
         nothing = (None,) * 5
-        if (by_definition := second.gradient(ctx, probability, (within, total))) is not None:
+        if (
+            by_definition := double_backward.gradient(ctx, probability, (within, total))
+        ) is not None:
             return (*by_definition, *nothing)
-        grad = torch.ops.denseloss.association_backward(filtered, degree, within, total)
+        grad = operator("association_backward", filtered)(filtered, degree, within, total)
         return (grad, *nothing)
 
 
 def association(
     probability: Tensor, image: Tensor, *, radius: float, sigma_intensity: float, sigma_space: float
-) -> Association | None:
+) -> Association | Declined:
     """`denseloss.primitives.affinity.association`."""
-    if (
-        probability.ndim != 4
-        or probability.dtype != torch.float32
-        or probability.numel() == 0
-        or not plain(image)
-    ):
-        return None
+    if probability.ndim != 4 or probability.dtype != torch.float32 or probability.numel() == 0:
+        return Declined("only float32 images with two axes of space are taken")
+    if not plain(image):
+        return Declined("the image requires grad, or torch.func is active")
 
     def definition(p: Tensor) -> Association:
         found: Association = reference("association")(
@@ -68,7 +68,7 @@ def association(
 
     within, total = Ties.apply(
         probability.contiguous(),
-        second.kept(definition, probability),
+        double_backward.kept(definition, probability),
         image.float().contiguous(),
         float(radius),
         float(sigma_intensity),

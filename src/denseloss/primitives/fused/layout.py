@@ -1,19 +1,71 @@
-"""Which tensors the operators take, and how others are brought to that form.
-
-`None` from a function here means: not for the operators; the definition runs instead.
-"""
+"""Which tensors the operators take, and how others are brought to that form."""
 
 from __future__ import annotations
+
+from typing import Any
 
 import torch
 from torch import Tensor
 
-__all__ = ["WIDTHS", "alike", "labels", "learns", "memory", "plain", "scores", "weights"]
+__all__ = [
+    "WIDTHS",
+    "alike",
+    "apply",
+    "labels",
+    "learns",
+    "masks",
+    "memory",
+    "outputs",
+    "plain",
+    "ready",
+    "scores",
+    "weights",
+    "why_not",
+]
+
+_is_compiling = torch.compiler.is_compiling
+_transformed = torch._C._are_functorch_transforms_active
 
 WIDTHS = (torch.float32, torch.float16, torch.bfloat16)
 LABELS = (torch.uint8, torch.int32, torch.int64)
 NARROW = (torch.bool, torch.int8, torch.int16, torch.uint16)
 MASKS = (*WIDTHS, torch.uint8, torch.bool, torch.int32, torch.int64)
+
+
+def why_not(logits: Tensor, *constants: Tensor | None) -> str | None:
+    """Why the operators do not take these logits with these constants; None where they do."""
+    if logits.dtype not in WIDTHS:
+        return f"logits are {str(logits.dtype).removeprefix('torch.')}"
+    if logits.numel() == 0:
+        return "logits are empty"
+    if memory(logits) is None:
+        return "logits are neither contiguous nor channels_last"
+    for x in constants:
+        if x is not None and x.requires_grad:
+            return "a target, weight or other constant requires grad"
+    # torch.func's transforms go through the definition, which they can differentiate at will.
+    if not _is_compiling() and _transformed():
+        return "torch.func is active"
+    return None
+
+
+def apply(function: type[torch.autograd.Function], *args: Any) -> Any:
+    """``function.apply`` without its own look for torch.func: `why_not` has looked."""
+    if _is_compiling():
+        return function.apply(*args)
+    return super(torch.autograd.Function, function).apply(*args)  # type: ignore[misc]
+
+
+def outputs(
+    ctx: Any, results: tuple[Tensor, ...], asked: tuple[bool, ...], constant: tuple[int, ...]
+) -> tuple[Tensor | None, ...]:
+    """What a Function returns: the results that were asked for, of which some have no gradient."""
+    if torch.compiler.is_compiling():  # which does not take None for a result
+        fixed = [x for i, x in enumerate(results) if i in constant or not asked[i]]
+        ctx.mark_non_differentiable(*fixed)
+        return results
+    ctx.mark_non_differentiable(*[results[i] for i in constant if asked[i]])
+    return tuple([x if wanted else None for x, wanted in zip(results, asked, strict=True)])
 
 
 def plain(*constants: Tensor | None) -> bool:
@@ -24,7 +76,7 @@ def plain(*constants: Tensor | None) -> bool:
     for x in constants:
         if x is not None and x.requires_grad:
             return False
-    return torch.compiler.is_compiling() or not torch._C._are_functorch_transforms_active()
+    return _is_compiling() or not _transformed()
 
 
 def learns(logits: Tensor) -> bool:
@@ -62,11 +114,20 @@ def masks(target: Tensor, logits: Tensor, layout: str) -> Tensor:
     return alike(target if target.dtype in MASKS else target.float(), logits, layout)
 
 
+def ready(grad: Tensor) -> Tensor:
+    """An upstream gradient as the operators read it."""
+    # Without asking is_contiguous: torch.compile does not answer that in a backward pass where
+    # another gradient is None.
+    return (grad if grad.dtype == torch.float32 else grad.float()).contiguous()
+
+
 def labels(target: Tensor, shape: tuple[int, ...]) -> Tensor:
     """Integer labels [n *s] or [n 1 *s] as contiguous [n *s]."""
     if target.dtype not in LABELS:
         target = target.int() if target.dtype in NARROW else target.long()
-    return target.reshape(shape).contiguous()
+    if target.shape != shape:
+        target = target.reshape(shape)
+    return target if target.is_contiguous() else target.contiguous()
 
 
 def weights(weight: Tensor | None, shape: tuple[int, ...]) -> Tensor | None:

@@ -10,9 +10,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from denseloss.primitives.cuda.elementwise import counted, share
 from denseloss.primitives.cuda.launch import launch, readable
 from denseloss.primitives.cuda.numbers import load
-from denseloss.primitives.cuda.pointwise import counted, share
 
 __all__ = ["edge"]
 

@@ -1,4 +1,4 @@
-"""`column` for logits that are resized bilinearly first: the full-size logits never exist.
+"""`softmax` for logits that are resized bilinearly first: the full-size logits never exist.
 
 An output pixel lies in the *cell* between four logits, the cells of an axis being numbered by
 their first. A program takes some cells of a row, one for each lane, and goes through the outputs
@@ -24,10 +24,15 @@ from torch import Tensor
 
 from denseloss.primitives.cuda.launch import launch
 from denseloss.primitives.cuda.numbers import load
-from denseloss.primitives.cuda.softmax import add_entropy, observed, store_sums
-from denseloss.primitives.cuda.softmax import slope as column_slope
+from denseloss.primitives.cuda.softmax_tile import (
+    likelihood,
+    observed,
+    slope,
+    store_maps,
+    store_sums,
+)
 
-__all__ = ["slope", "sums"]
+__all__ = ["backward", "forward"]
 
 SUM_ELEMENTS = 256  # of a tile for each warp, 8 for each thread
 SLOPE_ELEMENTS = 128  # the gradient keeps twice as many tiles
@@ -107,13 +112,17 @@ def _tile(
 
 
 @triton.jit(do_not_specialize=["class_stride", "row_stride", "column_stride"])
-def _sums(
+def _softmax(
     logits,
     target,
     weight,
-    class_weight,
-    values,
-    partial,
+    spread,
+    entropy,
+    miss,
+    weights,
+    smooth,
+    sums,
+    present,
     height,
     width,
     height_out,
@@ -131,10 +140,7 @@ def _sums(
     xd,
     ignore,
     CLASSES: tl.constexpr,
-    K: tl.constexpr,
-    GAMMA: tl.constexpr,
-    SMOOTHING: tl.constexpr,
-    OVERLAP: tl.constexpr,
+    SUMS: tl.constexpr,
     LANES: tl.constexpr,
 ):
     image, segment, first_row, stop_row, tile = _program(height, tiles, rows)
@@ -143,10 +149,11 @@ def _sums(
     there = (number < CLASSES)[:, None]
     at = image * CLASSES * height * width + number.to(tl.int64)[:, None] * class_stride
     at += (cell * column_stride)[None, :]
-    totals = tl.zeros([triton.next_power_of_2(2 * K + 2)], tl.float32)
     both = tl.zeros([triton.next_power_of_2(CLASSES), LANES], tl.float32)
     predicted = tl.zeros_like(both)
+    square = tl.zeros_like(both)
     true = tl.zeros_like(both)
+    seen = tl.zeros([LANES], tl.float32)
     for row in range(first_row, stop_row):
         y_start = _first(row, height, height_out, ya, yb, yd)
         for y in range(y_start, _first(row + 1, height, height_out, ya, yb, yd)):
@@ -158,7 +165,7 @@ def _sums(
                 line = (image * height_out + y) * width_out
                 x = start + phase
                 inside = x < stop
-                z_here, hit, label, w, counts = _tile(
+                z_here, hit, _, w, counts = _tile(
                     z,
                     z_after,
                     _share(origin, phase, cell < width - 1, xa, xd),
@@ -170,42 +177,48 @@ def _sums(
                     number,
                     CLASSES,
                 )
-                totals, value, p = add_entropy(
-                    totals,
+                z_here, log_whole, p, nll, _, missed = likelihood(z_here, None, hit)
+                store_maps(
+                    entropy,
+                    miss,
+                    weights,
+                    smooth,
+                    spread,
                     z_here,
-                    None,
-                    hit,
-                    label,
+                    log_whole,
+                    nll,
+                    missed,
                     w,
                     counts,
+                    line + x,
+                    inside,
                     number,
-                    class_weight,
                     CLASSES,
-                    K,
-                    GAMMA,
-                    SMOOTHING,
                 )
-                if values is not None:
-                    tl.store(values + line + x, value, inside)
-                if OVERLAP:
+                if SUMS > 0:
                     wp = w[None, :] * p
                     t = hit.to(tl.float32)
                     both += wp * t
                     predicted += wp
                     true += w[None, :] * t
-    store_sums(
-        partial,
-        totals,
-        tl.sum(both, 1),
-        tl.sum(predicted, 1),
-        tl.sum(true, 1),
-        image,
-        segment * tiles + tile,
-        tl.cdiv(height, rows) * tiles,
-        CLASSES,
-        K,
-        OVERLAP,
-    )
+                    seen = tl.where(counts, 1.0, seen)
+                if SUMS == 5:
+                    square += wp * p
+    if SUMS > 0:
+        store_sums(
+            sums,
+            present,
+            tl.sum(both, 1),
+            tl.sum(predicted, 1),
+            tl.sum(square, 1),
+            tl.sum(true, 1),
+            tl.max(seen, 0),
+            image,
+            segment * tiles + tile,
+            tl.cdiv(height, rows) * tiles,
+            CLASSES,
+            SUMS,
+        )
 
 
 @triton.jit(do_not_specialize=["class_stride", "row_stride", "column_stride"])
@@ -213,10 +226,11 @@ def _slope(
     logits,
     target,
     weight,
-    class_weight,
+    spread,
     grad_entropy,
+    grad_miss,
+    grad_smooth,
     grad_sums,
-    upstream,
     grad,
     below,
     beside,
@@ -237,9 +251,7 @@ def _slope(
     xd,
     ignore,
     CLASSES: tl.constexpr,
-    K: tl.constexpr,
-    GAMMA: tl.constexpr,
-    SMOOTHING: tl.constexpr,
+    SUMS: tl.constexpr,
     LANES: tl.constexpr,
 ):
     """The gradient, but for what the programs above and to the left have for the same logits.
@@ -294,7 +306,7 @@ def _slope(
                     number,
                     CLASSES,
                 )
-                gradient = column_slope(
+                gradient = slope(
                     z_here,
                     None,
                     hit,
@@ -303,14 +315,13 @@ def _slope(
                     counts,
                     number,
                     image,
-                    class_weight,
-                    grad_entropy,
+                    spread,
                     grad_sums,
-                    None if upstream is None else load(upstream + line + x, inside),
+                    None if grad_entropy is None else load(grad_entropy + line + x, inside),
+                    None if grad_miss is None else load(grad_miss + line + x, inside),
+                    None if grad_smooth is None else load(grad_smooth + line + x, inside),
                     CLASSES,
-                    K,
-                    GAMMA,
-                    SMOOTHING,
+                    SUMS,
                 )
                 here += gradient * (1 - share)[None, :]
                 after += gradient * share[None, :]
@@ -372,72 +383,33 @@ def _seams(
     tl.store(where, own.to(grad.dtype.element_ty), seam)
 
 
-def sums(
-    logits: Tensor,
-    target: Tensor,
-    weight: Tensor | None,
-    class_weight: Tensor | None,
-    values: Tensor | None,
-    count: int,
-    ignore: int,
-    align_corners: bool,
-    options: dict[str, Any],
-) -> Tensor:
-    """What the programs add up of `column`, [n count programs]; ``values`` are written, too."""
+def forward(
+    logits: Tensor, target: Tensor, align_corners: bool
+) -> tuple[Any, int, tuple[int, ...], dict[str, Any]]:
+    """The kernel of `softmax`, the programs of an image, where things lie, and the tile."""
     geometry, tile, programs = _geometry(logits, target, align_corners, SUM_ELEMENTS)
-    n = logits.shape[0]
-    partial = logits.new_empty(n, count, programs // n, dtype=torch.float32)
-    launch(
-        _sums,
-        (programs,),
-        logits,
-        logits,
-        target,
-        weight,
-        class_weight,
-        values,
-        partial,
-        *geometry,
-        ignore,
-        **options,
-        **tile,
-    )
-    return partial
+    return _softmax, programs, geometry, tile
 
 
-def slope(
-    logits: Tensor,
-    target: Tensor,
-    weight: Tensor | None,
-    class_weight: Tensor | None,
-    grad_entropy: Tensor | None,
-    grad_sums: Tensor | None,
-    upstream: Tensor | None,
-    grad: Tensor,
-    ignore: int,
-    align_corners: bool,
-    options: dict[str, Any],
+def backward(
+    inputs: tuple[Tensor | None, ...], ignore: int, align_corners: bool, options: dict[str, Any]
 ) -> None:
-    """Write the gradient of `column_backward`."""
+    """Write the gradient of `softmax_backward`, the last of the inputs."""
+    logits, target, *_, grad = inputs
+    assert logits is not None
+    assert target is not None
+    assert grad is not None
     geometry, tile, programs = _geometry(logits, target, align_corners, SLOPE_ELEMENTS)
     height, width, _, _, tiles, rows, *strides = geometry[:9]
     n, c = logits.shape[:2]
     segments = triton.cdiv(height, rows)
-    empty = logits.new_empty
-    below = empty(n, segments, c, width, dtype=torch.float32)
-    beside = empty(n, segments, rows + 1, c, tiles, dtype=torch.float32)
+    below = logits.new_empty(n, segments, c, width, dtype=torch.float32)
+    beside = logits.new_empty(n, segments, rows + 1, c, tiles, dtype=torch.float32)
     launch(
         _slope,
-        (programs,),
+        (n * programs,),
         logits,
-        logits,
-        target,
-        weight,
-        class_weight,
-        grad_entropy,
-        grad_sums,
-        upstream,
-        grad,
+        *inputs,
         below,
         beside,
         *geometry,
@@ -445,6 +417,8 @@ def slope(
         **options,
         **tile,
     )
+    if programs == 1:
+        return  # one program has no seams
     launch(
         _seams,
         (triton.cdiv(grad.numel(), BLOCK),),
@@ -468,7 +442,7 @@ def slope(
 def _geometry(
     logits: Tensor, target: Tensor, align_corners: bool, elements: int
 ) -> tuple[tuple[int, ...], dict[str, Any], int]:
-    """Where things lie, the tile, and the number of programs."""
+    """Where things lie, the tile, and the programs of an image."""
     n, c, height, width = logits.shape
     height_out, width_out = target.shape[1:]
     classes = triton.next_power_of_2(c)
@@ -483,7 +457,7 @@ def _geometry(
         *_axis(width, width_out, align_corners),
     )
     tile = {"LANES": lanes, "num_warps": warps}
-    return geometry, tile, n * triton.cdiv(height, rows) * tiles
+    return geometry, tile, triton.cdiv(height, rows) * tiles
 
 
 def _axis(size: int, outputs: int, align_corners: bool) -> tuple[int, int, int]:

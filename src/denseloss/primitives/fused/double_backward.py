@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
 import torch
@@ -10,9 +10,30 @@ from torch import Tensor
 
 from denseloss.primitives.fused.layout import learns
 
-__all__ = ["gradient", "kept"]
+__all__ = ["by_definition", "gradient", "kept", "wanted"]
 
 D = TypeVar("D", bound=Callable[..., Any])
+
+
+def wanted() -> bool:
+    """Whether the gradient that a backward pass returns must itself have a graph."""
+    # Compiled graphs have no gradients of gradients.
+    return torch.is_grad_enabled() and not torch.compiler.is_compiling()
+
+
+def by_definition(
+    outputs: Sequence[Tensor | None], inputs: Tensor, upstream: Sequence[Tensor | None]
+) -> Tensor:
+    """The gradient of outputs that the definition has made of the inputs, with a graph."""
+    pairs = [
+        (out, up)
+        for out, up in zip(outputs, upstream, strict=True)
+        if out is not None and up is not None and out.requires_grad
+    ]
+    found: tuple[Tensor, ...] = torch.autograd.grad(
+        [out for out, _ in pairs], inputs, [up for _, up in pairs], create_graph=True
+    )
+    return found[0]
 
 
 def kept(definition: D, inputs: Tensor) -> D | None:

@@ -1,13 +1,11 @@
 /* Losses of single elements: value and gradient in one pass. See fused/ops.py for the formulas. */
 #pragma once
-#include "elements.h"
+#include "dense.h"
 
 /* As in fused/ops.py */
 enum kind { BCE, FOCAL, QUALITY, VARIFOCAL, VARIFOCAL_FIXED };
 enum { VALUES = 1, SLOPES = 2 };
 enum power { POWER_0, POWER_1, POWER_2, POWER_ANY };
-
-#define BLOCK 1024
 
 typedef struct { float value, slope; } term;
 
@@ -125,59 +123,7 @@ static void block_terms(enum kind kind, int hard, int64_t n, const float *z, con
     }
 }
 
-/* Where elements come from, and what they count for. */
-typedef struct {
-    const void *logits, *target;
-    const float *weight;
-    double ignore; /* where `ignores` */
-    enum dtype dtype, target_dtype;
-    int ignores;
-} elements;
-
-typedef struct {
-    const float *z, *t, *w; /* w is 0 where everything counts 1 */
-    int hard;               /* every target is 0 or 1 */
-} block;
-
-typedef struct { float z[BLOCK], t[BLOCK], w[BLOCK]; } block_space;
-
-/* A block without anything void in it. Exact masks are the rule: only others take the slow way. */
-INLINE block cleared(const elements *e, int64_t start, int64_t stride, int64_t n, block_space *s)
-{
-    const float *z = read(s->z, e->logits, e->dtype, start, stride, n);
-    const float *t = read(s->t, e->target, e->target_dtype, start, stride, n);
-    const float *w = e->weight ? read(s->w, e->weight, FLOAT32, start, stride, n) : 0;
-    const float ignored = (float)e->ignore;
-    const int ignores = e->ignores;
-    int outside = 0, soft = 0, voids = 0;
-    _Pragma("omp simd reduction(| : outside, soft)")
-    for (int64_t i = 0; i < n; i++) {
-        outside |= !(t[i] > -0.5f && t[i] < 1.5f);
-        soft |= t[i] != 0.0f && t[i] != 1.0f;
-    }
-    if (ignores) {
-        SIMD_ANY(voids)
-        for (int64_t i = 0; i < n; i++)
-            voids |= t[i] == ignored;
-    }
-    if (w) {
-        SIMD_ANY(voids)
-        for (int64_t i = 0; i < n; i++)
-            voids |= w[i] == 0.0f;
-    }
-    if (!outside && !voids)
-        return (block){z, t, w, !soft};
-    for (int64_t i = 0; i < n; i++) {
-        const int empty = (w && w[i] == 0.0f) || (ignores && t[i] == ignored);
-        const float inside = t[i] > -0.5f && t[i] < 1.5f ? t[i] : NAN;
-        s->w[i] = empty ? 0.0f : w ? w[i] : 1.0f;
-        s->z[i] = empty ? 0.0f : z[i];
-        s->t[i] = empty ? 0.0f : inside;
-    }
-    return (block){s->z, s->t, s->w, 0};
-}
-
-/* The same for labels: rows of `classes` elements whose target is 0 but at the class of the label. */
+/* A block for labels: rows of `classes` elements whose target is 0 but at the class of the label. */
 static block cleared_labels(const elements *e, const float *score, int64_t classes, int64_t start,
                             int64_t n, block_space *s)
 {
@@ -196,7 +142,7 @@ static block cleared_labels(const elements *e, const float *score, int64_t class
         const int64_t at = row * classes + label - start;
         const float t = score ? score[row] : 1.0f;
         if (at >= 0 && at < n)
-            s->t[at] = t > -0.5f && t < 1.5f ? t : NAN;
+            s->t[at] = inside(t, e->quality);
     }
     if (counted)
         return (block){z, s->t, 0, score == 0};
@@ -216,29 +162,20 @@ static block cleared_labels(const elements *e, const float *score, int64_t class
     return (block){s->z, s->t, s->w, score == 0};
 }
 
-/* to = factor w up d, exactly 0 where w is, even under an upstream gradient of NaN. `to` may be d. */
-static void scale_block(float *to, const float *d, const float *w, const float *up, float factor,
-                        int64_t n)
-{
-    SIMD
-    for (int64_t i = 0; i < n; i++) {
-        const float f = factor * (w ? w[i] : 1.0f) * (up ? up[i] : 1.0f);
-        to[i] = w && w[i] == 0.0f ? 0.0f : f * d[i];
-    }
-}
-
 /* sums: float[2], values: float[count], grad: like the logits; each may be 0.
  * upstream: 0 for 1, a number, or one per element where `mapped`. */
-EXPORT void denseloss_pointwise(
+EXPORT void denseloss_elementwise(
     const void *logits, int dtype, const void *target, int target_dtype, int64_t classes,
     const float *score, const float *weight, const float *pos_weight, int64_t channels,
     int64_t inner, int kind, float a, float g, int ignores, double ignore, int64_t count,
     const float *upstream, int mapped, float scale, int threads, float *sums, float *values,
     void *grad)
 {
-    const elements e = {logits, target, weight, ignore, dtype, target_dtype, ignores};
+    const elements e = {logits, target, weight, ignore, dtype, target_dtype, ignores,
+                        kind >= QUALITY};
     const int64_t blocks = (count + BLOCK - 1) / BLOCK;
     const int members = team(threads, count, 16384);
+    fresh(grad, dtype, count);
     const float factor = upstream && !mapped ? *upstream * scale : scale;
     double value_sum = 0.0, weight_sum = 0.0;
     double parts[MOST_THREADS][2];

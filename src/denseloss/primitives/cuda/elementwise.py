@@ -1,4 +1,4 @@
-"""`pointwise`: losses of single elements, value and gradient in one pass over the logits."""
+"""`elementwise`: losses of single elements, value and gradient in one pass over the logits."""
 
 # ruff: noqa: N803
 from __future__ import annotations
@@ -10,13 +10,13 @@ from torch import Tensor
 from denseloss.primitives.cuda.launch import buffers, collected, launch, readable
 from denseloss.primitives.cuda.numbers import TINY, bernoulli, load, power
 
-__all__ = ["counted", "exponent", "fetch", "pointwise", "share", "term"]
+__all__ = ["counted", "elementwise", "fetch", "share"]
 
 BLOCK = 1024
 
 BCE = tl.constexpr(0)
 FOCAL = tl.constexpr(1)
-QUALITY = tl.constexpr(2)
+QUALITY = tl.constexpr(2)  # the target of this and of those after it is a quality
 VARIFOCAL_CONSTANT = tl.constexpr(4)  # 3 differs from it in the gradient only
 
 
@@ -32,20 +32,36 @@ def counted(target, weight, i, mask, ignore):
 
 @triton.jit
 def share(t):
-    """The target, NaN where it is not in [0, 1] but for rounding."""
+    """The target, NaN where it is too far from [0, 1] to be meant."""
     return tl.where((t > -0.5) & (t < 1.5), t, float("nan"))
 
 
 @triton.jit
-def fetch(logits, target, weight, i, mask, ignore):
+def _truth(t, GRADED: tl.constexpr):
+    """The target in [0, 1]. A quality may be any number below 0, but hardly above 1."""
+    t = tl.where(t > 1.01, float("nan"), t) if GRADED else share(t)
+    return tl.where(t < 0, 0.0, tl.where(t > 1, 1.0, t))
+
+
+@triton.jit
+def fetch(logits, target, weight, i, mask, ignore, GRADED: tl.constexpr):
     """Logits, targets and weights at ``i``, where void elements are 0 in all three."""
     t, w = counted(target, weight, i, mask, ignore)
-    return tl.where(w != 0, load(logits + i, mask), 0.0), share(t), w
+    return tl.where(w != 0, load(logits + i, mask), 0.0), _truth(t, GRADED), w
 
 
 @triton.jit
 def _fetch_labels(
-    logits, target, score, weight, row, channel, mask, ignore, CHANNELS: tl.constexpr
+    logits,
+    target,
+    score,
+    weight,
+    row,
+    channel,
+    mask,
+    ignore,
+    CHANNELS: tl.constexpr,
+    GRADED: tl.constexpr,
 ):
     """As `fetch`, with the score at the class of the label as target and 0 at every other."""
     label = tl.load(target + row, mask=mask, other=0).to(tl.int64)
@@ -55,12 +71,12 @@ def _fetch_labels(
     counts = w != 0
     z = tl.where(counts, load(logits, mask), 0.0)
     hot = counts & (label == channel)
-    t = hot.to(tl.float32) if score is None else share(load(score + row, hot))
+    t = hot.to(tl.float32) if score is None else _truth(load(score + row, hot), GRADED)
     return z, t, tl.where(counts & ((label < -1) | (label >= CHANNELS)), float("nan"), w)
 
 
 @triton.jit
-def term(z, t, b, a, g, KIND: tl.constexpr, POWER: tl.constexpr):
+def _term(z, t, b, a, g, KIND: tl.constexpr, POWER: tl.constexpr):
     """The loss of an element and its derivative; ``b`` is what a positive counts for in BCE."""
     p, q, yes, no = bernoulli(z)
     if KIND == BCE:
@@ -92,7 +108,7 @@ def term(z, t, b, a, g, KIND: tl.constexpr, POWER: tl.constexpr):
 
 
 @triton.jit
-def _pointwise(
+def _elementwise(
     logits,
     target,
     score,
@@ -126,13 +142,22 @@ def _pointwise(
         lane += (first - row * CHANNELS).to(tl.int32)
         row += lane // CHANNELS
         z, t, w = _fetch_labels(
-            logits + i, target, score, weight, row, lane % CHANNELS, mask, ignore, CHANNELS
+            logits + i,
+            target,
+            score,
+            weight,
+            row,
+            lane % CHANNELS,
+            mask,
+            ignore,
+            CHANNELS,
+            KIND >= QUALITY,
         )
     else:
-        z, t, w = fetch(logits, target, weight, i, mask, ignore)
+        z, t, w = fetch(logits, target, weight, i, mask, ignore, KIND >= QUALITY)
     # The stride of axis 1 tells the channel, whatever the permutation of the axes in memory.
     b = a if pos_weight is None else tl.load(pos_weight + i // stride % CHANNELS, mask, other=0)
-    value, slope = term(z, t, b, a, g, KIND, POWER)
+    value, slope = _term(z, t, b, a, g, KIND, POWER)
 
     value *= w
     if partial is not None:
@@ -148,19 +173,19 @@ def _pointwise(
         tl.store(grad + i, slope.to(grad.dtype.element_ty), mask)
 
 
-def exponent(g: float) -> int:
+def _exponent(g: float) -> int:
     """The exponent as `power` takes it: 0, 1 and 2 are compiled in."""
     return int(g) if g in (0, 1, 2) else -1
 
 
-def ignored(ignore: float | None, *, labels: bool) -> float | None:
+def _ignored(ignore: float | None, *, labels: bool) -> float | None:
     """The value of void elements as kernels compare it; labels are compared as integers."""
     if ignore is None or not labels:
         return ignore
     return int(ignore) if ignore == int(ignore) else None
 
 
-def pointwise(
+def elementwise(
     logits: Tensor,
     target: Tensor,
     score: Tensor | None,
@@ -182,7 +207,7 @@ def pointwise(
     blocks = triton.cdiv(logits.numel(), BLOCK)
     partial, value, slope = buffers(logits, logits, blocks, sums=sums, values=values, grad=grad)
     launch(
-        _pointwise,
+        _elementwise,
         (blocks,),
         logits,
         logits,
@@ -198,12 +223,12 @@ def pointwise(
         1 if pos_weight is None else max(logits.stride(1), 1),
         a,
         g,
-        ignored(ignore, labels=labels),
+        _ignored(ignore, labels=labels),
         scale,
         LABELS=labels,
         CHANNELS=channels,
         KIND=kind,
-        POWER=exponent(g),
+        POWER=_exponent(g),
         MAP=upstream is not None and upstream.ndim > 0,
         BLOCK=BLOCK,
         num_warps=4,

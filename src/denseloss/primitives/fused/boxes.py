@@ -1,0 +1,54 @@
+"""Losses of box pairs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from torch import Tensor
+
+from denseloss.backend import Declined, reference
+from denseloss.primitives.boxes import BoxPairs
+from denseloss.primitives.fused import layout
+from denseloss.primitives.fused.rows import reduced, row_weights
+
+__all__ = ["box_loss"]
+
+FORMATS = {"xyxy": 0, "xywh": 1, "cxcywh": 2}
+
+
+def box_loss(
+    boxes: Tensor,
+    target_boxes: Tensor,
+    weight: Tensor | None,
+    fmt: str,
+    *,
+    kind: int,
+    formula: Callable[[BoxPairs], Tensor],
+    reduction: str,
+    count: Tensor | float | None = None,
+) -> Tensor | Declined:
+    """`denseloss.primitives.boxes.box_loss`."""
+    if why := layout.why_not(boxes, target_boxes, weight):
+        return Declined(why.replace("logits", "boxes"))
+    if not boxes.is_contiguous():
+        return Declined("boxes are not contiguous")
+    target = target_boxes if target_boxes.dtype in layout.WIDTHS else target_boxes.float()
+    rows = boxes.shape[:-1]
+
+    def definition(z: Tensor, *, reduction: str) -> Tensor:
+        value: Tensor = reference("box_loss")(
+            z, target_boxes, weight, fmt, kind=kind, formula=formula, reduction=reduction
+        )
+        return value
+
+    return reduced(
+        "boxes",
+        boxes,
+        (target.contiguous(), row_weights(weight, rows)),
+        (kind, FORMATS[fmt]),
+        definition,
+        rows=rows.numel(),
+        weighted=weight is not None,
+        reduction=reduction,
+        count=count,
+    )

@@ -206,6 +206,29 @@ def test_the_override_of_a_thread_is_its_own(doubled) -> None:
     assert doubled(X) == 1002
 
 
+@fast
+def test_threads_whose_first_calls_meet_all_run_the_fast_version() -> None:
+    code = """
+import threading, torch
+from denseloss import backend
+from denseloss.functional import dice_loss
+z, t, said, start = torch.zeros(1, 2, 3), torch.tensor([[0, 1, 1]]), set(), threading.Barrier(4)
+
+def work():
+    start.wait()
+    said.add(backend.which(dice_loss, z, t)["softmax_pass"])
+
+threads = [threading.Thread(target=work) for _ in range(4)]
+for thread in threads:
+    thread.start()
+for thread in threads:
+    thread.join()
+print(*said)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["cpu"]
+
+
 def test_a_thread_that_ends_inside_its_block_leaves_nothing(doubled) -> None:
     thread = threading.Thread(target=lambda: backend.use("reference"))
     thread.start()

@@ -90,7 +90,7 @@ def log_cosh_dice_loss(
     r"""Logarithm of the hyperbolic cosine of the Dice loss of each exclusive class.
 
     L_c = log cosh(1 - (2I + s) / (P + T + s))
-    I = Σ w p t,  P = Σ w p,  T = Σ w t over the pixels of an image,  p = softmax(z)
+    I = Σ w min(p, t),  P = Σ w p,  T = Σ w t over the pixels of an image,  p = softmax(z)
 
     Use it where the gradient of Dice is too rough.
 

@@ -20,7 +20,6 @@ from denseloss import (
     DiceLoss,
     FocalLoss,
     WeightedSum,
-    backend,
 )
 from denseloss.compose import parse
 from denseloss.contract import ClassMap, Logits, Reduction, checked
@@ -48,21 +47,6 @@ def agrees(criterion, reference) -> None:
             torch.testing.assert_close(
                 value_and_gradient(shared, z, LABELS), value_and_gradient(other, z, LABELS)
             )
-
-
-def passes(call, monkeypatch) -> list[int]:
-    """How many softmax passes a call takes, forward and backward."""
-    counts = [0, 0]
-    for version in backend.table["softmax_pass"]:
-        whole = backend.table["softmax_pass"][version]
-
-        def counted(*args, whole=whole, **kwargs):
-            counts[0] += 1
-            return whole(*args, **kwargs)
-
-        monkeypatch.setitem(backend.table["softmax_pass"], version, counted)
-    call()
-    return counts
 
 
 # ---------------------------------------------------------------- the object itself

@@ -46,6 +46,7 @@ table: dict[str, dict[str, Callable[..., Any]]] = {}
 _loaders: dict[str, Callable[[], None]] = {}
 # The backends that were looked for: None where one is there, else why it is not.
 _found: dict[str, str | None] = {}
+_loading = threading.Lock()
 
 
 class Declined(NamedTuple):
@@ -89,11 +90,21 @@ def offer(name: str, loader: Callable[[], None]) -> None:
 def _load(name: str) -> None:
     if name in _found or name not in _loaders:
         return
-    _found[name] = None
+    if _is_compiling():  # a lock cannot be traced
+        _look(name)
+        return
+    with _loading:  # another thread would find the table empty, and run the definition
+        if name not in _found:
+            _look(name)
+
+
+def _look(name: str) -> None:
+    why = None
     try:
         _loaders[name]()
     except (ImportError, RuntimeError) as error:
-        _found[name] = str(error)
+        why = str(error)
+    _found[name] = why
 
 
 def missing() -> dict[str, str]:

@@ -120,7 +120,7 @@ def _large() -> Iterable[Gate]:
         "cross_entropy_dice", "speed", (MONAI, 6.5), (SMP, 10), (F_CE, 2.2), (plain, 2.5)
     )
     yield from _gates("cross_entropy_dice", "time", (FLOOR, 2))
-    yield Gate("cross_entropy_dice", "memory", 1.2)
+    yield Gate("cross_entropy_dice", "memory", 1.05)
     yield from _gates("softmax_focal", "speed", (MONAI, 11), (KORNIA, 2.3))
     yield from _gates("structure", "speed", (PUBLISHED, 60), (RUNNING_SUMS, 4))
     for kind, wanted in (("labels", 12), ("dense", 8)):

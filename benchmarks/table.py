@@ -151,11 +151,11 @@ def _short(value: float) -> str:
 
 
 def gates_table(head: dict[str, str], rows: Sequence[Row]) -> str:
-    """Wanted, measured, met of these workloads; what is not measured says so."""
+    """Wanted, measured, met of these workloads and dtypes; what is not measured says so."""
     cells = []
-    chosen = {row.workload for row in rows}
+    chosen = {(row.workload, row.dtype) for row in rows}
     for gate in GATES["cpu" if head["device"] == "cpu" else "cuda"]:
-        if gate.workload not in chosen:
+        if (gate.workload, gate.dtype) not in chosen:
             continue
         measured = gate.measured(rows)
         limit = "≥" if gate.at_least else "≤"

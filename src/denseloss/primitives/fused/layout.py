@@ -11,11 +11,11 @@ __all__ = [
     "WIDTHS",
     "alike",
     "apply",
+    "compiled_outputs",
     "labels",
     "learns",
     "masks",
     "memory",
-    "outputs",
     "plain",
     "ready",
     "scores",
@@ -56,16 +56,13 @@ def apply(function: type[torch.autograd.Function], *args: Any) -> Any:
     return super(torch.autograd.Function, function).apply(*args)  # type: ignore[misc]
 
 
-def outputs(
+def compiled_outputs(
     ctx: Any, results: tuple[Tensor, ...], asked: tuple[bool, ...], constant: tuple[int, ...]
-) -> tuple[Tensor | None, ...]:
-    """What a Function returns: the results that were asked for, of which some have no gradient."""
-    if torch.compiler.is_compiling():  # which does not take None for a result
-        fixed = [x for i, x in enumerate(results) if i in constant or not asked[i]]
-        ctx.mark_non_differentiable(*fixed)
-        return results
-    ctx.mark_non_differentiable(*[results[i] for i in constant if asked[i]])
-    return tuple([x if wanted else None for x, wanted in zip(results, asked, strict=True)])
+) -> tuple[Tensor, ...]:
+    """What a Function returns to torch.compile, which does not take None for a result."""
+    fixed = [x for i, x in enumerate(results) if i in constant or not asked[i]]
+    ctx.mark_non_differentiable(*fixed)
+    return results
 
 
 def plain(*constants: Tensor | None) -> bool:

@@ -38,8 +38,15 @@ class Sigmoid(torch.autograd.Function):
         )
         ctx.options = ignore, columns, entropy
         ctx.save_for_backward(logits, target, weight, pos_weight)
-        asked = (columns > 0, True, entropy, entropy)
-        return layout.outputs(ctx, results, asked, constant=(1, 3))
+        if torch.compiler.is_compiling():
+            asked = (columns > 0, True, entropy, entropy)
+            return layout.compiled_outputs(ctx, results, asked, constant=(1, 3))
+        sums, present, values, counts = results
+        if not entropy:
+            ctx.mark_non_differentiable(present)
+            return sums if columns else None, present, None, None
+        ctx.mark_non_differentiable(present, counts)
+        return sums if columns else None, present, values, counts
 
     @staticmethod
     def backward(

@@ -41,8 +41,22 @@ class Softmax(torch.autograd.Function):
         )
         ctx.options = (ignore, size, align_corners, entropy, columns)
         ctx.save_for_backward(logits, target, weight, spread)
-        asked = (entropy, entropy, entropy, spread is not None, columns > 0, columns > 0)
-        return layout.outputs(ctx, results, asked, constant=(2, 5))
+        if torch.compiler.is_compiling():
+            asked = (entropy, entropy, entropy, spread is not None, columns > 0, columns > 0)
+            return layout.compiled_outputs(ctx, results, asked, constant=(2, 5))
+        own, miss, weights, smooth, sums, present = results
+        if entropy and columns:
+            ctx.mark_non_differentiable(weights, present)
+        else:
+            ctx.mark_non_differentiable(weights if entropy else present)
+        return (
+            own if entropy else None,
+            miss if entropy else None,
+            weights if entropy else None,
+            smooth if spread is not None else None,
+            sums if columns else None,
+            present if columns else None,
+        )
 
     @staticmethod
     def backward(

@@ -142,8 +142,8 @@ def binary_cross_entropy_loss(
         elements, not by Σ w, and whose pos_weight of shape [c] lies along the last axis, not
         along the channels. smp's SoftBCEWithLogitsLoss, whose mean counts void elements. nnU-Net,
         which for regions with an ignore channel divides by voxels, not by voxels times channels:
-        its value is c times ours. Mask2Former gives logits [q points], of which each point would
-        be a channel here: give [q 1 points].
+        its value is c times ours. Mask2Former's logits are [q points]: here each point would be a
+        channel, so give [q 1 points].
 
     Source:
         Cox, *The Regression Analysis of Binary Sequences*, J. R. Stat. Soc. B 20, 1958.

@@ -128,8 +128,8 @@ def binary_dice_loss(
         MONAI's DiceLoss(sigmoid=True), whose s is 1e-5, and which for soft targets takes
         I = Σ w p t unless ``soft_label=True``: the loss is then not 0 and not lowest at p = t. smp,
         which pools the batch, has s = 0 (half of ours), and where a channel without a target pixel
-        is 0 and counts. Mask2Former gives logits [q points], of which each point would be a channel
-        here: give [q 1 points].
+        is 0 and counts. Mask2Former's logits are [q points]: here each point would be a channel,
+        so give [q 1 points].
 
     Source:
         Milletari et al., *V-Net*, 3DV 2016, section 3, arXiv:1606.04797, with plain sums in the

@@ -85,6 +85,9 @@ def catalogue() -> str:
         "# Catalogue\n",
         "Made from the docstrings by `docs/build.py`. Axes: `n` images, `c` classes or channels, "
         "`*s` one to three axes of space, `*m` boxes, `k` bins; `#` may be 1.\n",
+        "NaN? A label that is no class, or a mask of 0 and 255, makes a loss NaN: "
+        "`denseloss.testing.diagnose(loss, *inputs)` says which input is wrong.\n",
+        "[Settings that give the numbers of other libraries](equal_settings.md).\n",
     ]
     for title, names in families().items():
         parts.append(f"## {title}\n")

@@ -32,6 +32,7 @@ from denseloss.contract import (
     kinds,
     nearest,
 )
+from denseloss.contract.texts import NAN
 from denseloss.targets import ClassScores, StandIn
 from denseloss.testing import example
 
@@ -330,7 +331,7 @@ def test_shared_arguments_are_filled_in_where_they_belong() -> None:
     assert inspect.getdoc(ours_loss) == (
         "One line.\n\nArgs:\n    logits: scores z.\n    target: labels,\n        on two lines.\n"
         "    weight: special.\n    ignore_index: the label of void pixels.\n"
-        "    extra: said although it is no argument.\n\nReturns:\n    A scalar."
+        f"    extra: said although it is no argument.\n\nReturns:\n    A scalar.\n    {NAN}"
     )
 
 
@@ -346,7 +347,7 @@ def test_arguments_that_are_all_shared_need_no_section() -> None:
 
     assert inspect.getdoc(ours_loss) == (
         "One line.\n\nArgs:\n    logits: scores z.\n    target: t in [0, 1], a mask per channel."
-        "\n\nReturns:\n    A scalar."
+        f"\n\nReturns:\n    A scalar.\n    {NAN}"
     )
 
 

@@ -1,4 +1,7 @@
-"""Equal to what people use today where definitions agree; else the difference and its cause."""
+"""Where what people use today differs from ours, and why; and equal in every shape and reduction.
+
+Settings that give equal numbers are the rows of docs/equal_settings.md, which has tests of its own.
+"""
 
 import warnings
 
@@ -162,16 +165,6 @@ def test_torchvision_focal(reduction):
         inputs,
         alpha=None,
         reduction=reduction,
-    )
-
-
-def test_torchvision_focal_of_soft_targets():
-    """The same formula, with p_t = p t + (1 − p)(1 − t)."""
-    logits, target = torch.randn(9).double().reshape(1, 1, 9), torch.rand(1, 1, 9).double()
-    equal(
-        functional.binary_focal_loss,
-        lambda z, t: ops.sigmoid_focal_loss(z, t, reduction="mean"),
-        (logits, target),
     )
 
 
@@ -429,26 +422,7 @@ def test_kornia_dice_macro_skips_absent_classes_as_ours_does_when_asked():
     assert functional.dice_loss(logits, target, smooth=0) > theirs
 
 
-def test_kornia_tversky_is_ours_without_smoothing():
-    logits, target = labelled(6, 7)
-    theirs = kornia.losses.tversky_loss(logits, target, alpha=0.2, beta=0.9, eps=1e-12)
-    ours = functional.tversky_loss(logits, target, alpha=0.2, beta=0.9, smooth=0)
-    same(ours, theirs, 1e-8)
-
-
 # --- torchmetrics ---------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(("level", "pool"), [("global", "batch"), ("samplewise", "image")])
-def test_torchmetrics_dice_score(level, pool):
-    logits, target = labelled(6, 7)
-    found = logits.argmax(1)
-    options = {"num_classes": 3, "input_format": "index", "aggregation_level": level}
-    theirs = segmentation.dice_score(found, target, average="none", **options)
-    ours = functional.f_score(logits, target, smooth=0, pool=pool, reduction="none")
-    same(ours, theirs.squeeze(0) if pool == "batch" else theirs)
-    macro = segmentation.dice_score(found, target, average="macro", **options)
-    same(functional.f_score(logits, target, smooth=0, pool=pool), macro.mean())
 
 
 def test_torchmetrics_dice_score_of_a_class_nowhere():
@@ -477,23 +451,6 @@ def test_torchmetrics_mean_iou_is_a_function_of_the_score():
     )
     f = functional.f_score(logits, target, smooth=0, pool="image", reduction="none")
     same(f / (2 - f), theirs)
-
-
-@pytest.mark.parametrize("beta", [0.5, 1.0, 2.0])
-def test_torchmetrics_fbeta(beta):
-    logits, target = labelled(6, 7)
-    found = logits.argmax(1)
-    each = classification.multiclass_fbeta_score(
-        found, target, beta=beta, num_classes=3, average="none"
-    )
-    same(functional.f_score(logits, target, beta=beta, smooth=0, reduction="none"), each)
-    logits, mask = masked(3, 1, 6, 7)
-    for threshold in (0.3, 0.5):
-        theirs = classification.binary_fbeta_score(
-            logits.sigmoid(), mask.long(), beta=beta, threshold=threshold
-        )
-        ours = functional.binary_f_score(logits, mask, beta=beta, smooth=0, threshold=threshold)
-        same(ours, theirs)
 
 
 def test_torchmetrics_takes_the_largest_class_and_so_do_we():

@@ -350,6 +350,10 @@ class DeepSupervision(nn.Module):
         weights: w_i, one per map, from the finest to the coarsest; None is 1, 1/2, 1/4, ...
         align_corners: of the resizing, see `AtTargetSize`.
 
+    Differs from:
+        MONAI's DeepSupervisionLoss, which shrinks the labels to each map (nearest) and takes the
+        weights as given. torchvision's segmentation reference, which takes them as given, too.
+
     Example:
         >>> from denseloss import CrossEntropyLoss
         >>> maps = [torch.zeros(1, 3, 8, 8), torch.zeros(1, 3, 4, 4)]

@@ -1,4 +1,9 @@
-"""Every public function under its own name, as in `torch.nn.functional`."""
+"""Every public function under its own name, as in `torch.nn.functional`.
+
+NaN? No function reads values to decide: a label that is no class, or a mask of 0 and 255, makes
+its value NaN. `denseloss.testing.diagnose` says which input is wrong, as in
+``diagnose(dice_loss, logits, target)``.
+"""
 
 from typing import TYPE_CHECKING
 

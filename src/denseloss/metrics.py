@@ -73,7 +73,8 @@ def f_score(
         ValueError: a wrong shape, a number out of range, or an unknown word.
 
     Differs from:
-        torchmetrics' scores, which take labels or one-hot predictions and, for Dice, have s = 0.
+        torchmetrics' scores, all with s = 0. Code that
+        counts every class whose p is above 0.5: give ``decision=0.5``.
 
     Source:
         van Rijsbergen, *Information Retrieval*, 2nd ed., 1979, chapter 7.
@@ -129,7 +130,7 @@ def binary_f_score(
         ValueError: a wrong shape, a number out of range, or an unknown word.
 
     Differs from:
-        torchmetrics' scores, which take labels or one-hot predictions and, for Dice, have s = 0.
+        torchmetrics' scores, all with s = 0.
 
     Source:
         van Rijsbergen, *Information Retrieval*, 2nd ed., 1979, chapter 7.

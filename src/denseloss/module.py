@@ -42,6 +42,9 @@ class LossModule(nn.Module):
     Options that are tensors (or lists of numbers where a tensor is expected) become buffers: they
     move with the Module and are saved with it. A keyword at the call overrides the option for that
     call: ``loss(logits, target, weight=w)``.
+
+    As with the losses of `torch.nn`, `half` rounds such a buffer (``alpha=[0.1, 0.9]``), and a
+    checkpoint that was made before ``class_weight`` was given does not load strictly afterwards.
     """
 
     function: ClassVar[Callable[..., Tensor]]

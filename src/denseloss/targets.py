@@ -21,7 +21,8 @@ class ClassScores(NamedTuple):
 
     Args:
         label: uint8, int32 or int64 [*s]: a class, or -1 for background, where every class is 0.
-            The label ``ignore_index`` is void, where a loss has that option.
+            The label ``ignore_index`` is void, where a loss has that option. Where background is
+            the label C, as in mmdet, give ``torch.where(label == C, -1, label)``.
         score: float [*s] in [0, 1], such as the IoU of the place's box; None is 1.
 
     Example:

@@ -55,9 +55,14 @@ SHARED = {
     },
 }
 
+# Tensors whose values may be wrong where shape and dtype are right: who gets NaN because of them
+# looks into the docstring of the loss.
+DIAGNOSED = {"BinTarget", "Boxes", "ClassMap", "Labels", "Masks", "Quality"}
+NAN = "NaN, or a strange number? `denseloss.testing.diagnose` says which input has wrong values."
+
 
 def completed(doc: str, kinds: Mapping[str, Kind | None]) -> str:
-    """A docstring with the lines of ``Args`` that it leaves out.
+    """A docstring with the lines of ``Args`` that it leaves out, and with the way out of NaN.
 
     Args:
         doc: as it stands in the source.
@@ -69,6 +74,10 @@ def completed(doc: str, kinds: Mapping[str, Kind | None]) -> str:
         lines[before:before] = ["Args:", ""]
     if "Args:" not in lines:
         return "\n".join(lines)
+    names = {kind.name for kind in kinds.values() if kind is not None}
+    if "Returns:" in lines and names & DIAGNOSED:
+        end = [*lines, ""].index("", lines.index("Returns:"))
+        lines.insert(end, f"    {NAN}")
     start = end = lines.index("Args:") + 1
     while end < len(lines) and lines[end].startswith("    "):
         end += 1

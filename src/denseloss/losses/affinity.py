@@ -55,11 +55,13 @@ def ncut_loss(
         ValueError: a wrong shape, a radius or σ <= 0, or an unknown word.
 
     Variant:
-        ``"paper"``: the equation, per image. ``"class_mean"``: the cheap approximation in common
-        use, which is another loss: no window; the weight of a pixel is exp(-(‖F - μ_k‖²)² / σ_I²)
-        with μ_k the mean colour of the class in the image; K - Σ_k Σ p p w / Σ p w with sums over
-        the whole batch (every image has that value). With intensities of 0 to 255 its fourth
-        power saturates: scale the image to [0, 1] and set σ_I to 1 for it.
+        ``"paper"``: the equation, per image. ``"class_mean"``: a cheap approximation, which is
+        another loss: the weight of a pixel is exp(-(‖F - μ_k‖²)² / σ_I²) with μ_k the mean colour
+        of the class in the image; K - Σ_k Σ p p w / Σ p w with sums over the whole batch (every
+        image has that value). The code in common use that it comes from also blurs p and w with a
+        Gaussian window of radius 4: here there is no window, and the numbers differ. With
+        intensities of 0 to 255 its fourth power saturates: scale the image to [0, 1] and set σ_I
+        to 1 for it.
 
     Differs from:
         Code that compares √(dx⁴ + dy⁴) with r (21 neighbours instead of 69), takes the full

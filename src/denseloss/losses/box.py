@@ -1,4 +1,8 @@
-"""Losses of box pairs: IoU and its extensions, safe for any finite box."""
+"""Losses of box pairs: IoU and its extensions, safe for any box with sides of 1e-18 to 1e18.
+
+Areas vanish or overflow in float32 beyond: smaller boxes count as boxes without area, and larger
+ones may score NaN.
+"""
 
 import math
 from typing import Literal
@@ -73,9 +77,10 @@ def iou_loss(
         Two boxes without area score 0 if they are the same box and not inverted, else at least 1.
 
     Differs from:
-        mmdet, whose default is -log IoU, whose weighted mean divides by the number of boxes, and
-        which takes a weight per coordinate; libraries that add an epsilon, which then prices
-        perfect small boxes (0.09 at a side of 0.001 in torchvision).
+        mmdet, whose default is -log IoU, whose weighted mean divides by the number of boxes (here:
+        ``count=len(boxes)``), and which averages a weight per coordinate, [m 4], over the four
+        (here it is refused: give ``weight.mean(-1)``); libraries that add an epsilon, which then
+        prices perfect small boxes (0.09 at a side of 0.001 in torchvision).
 
     Source:
         Yu et al., *UnitBox*, ACM MM 2016, arXiv:1608.01471, in its linear form.
@@ -140,7 +145,8 @@ def giou_loss(
 
     Differs from:
         torchvision, whose epsilon prices perfect small boxes and where a box inverted in both
-        axes can score 0; detectron2, which stops the program on an inverted box.
+        axes can score 0; detectron2, which stops the program on an inverted box; the weights of
+        mmdet, see `iou_loss`.
 
     Source:
         Rezatofighi et al., *Generalized Intersection over Union*, CVPR 2019, algorithm 1,
@@ -205,7 +211,8 @@ def diou_loss(
         not inverted, else 0; 0/0 of the distance is 0.
 
     Differs from:
-        torchvision and PaddleDetection, whose epsilons price perfect small boxes.
+        torchvision and PaddleDetection, whose epsilons price perfect small boxes; the weights of
+        mmdet, see `iou_loss`.
 
     Source:
         Zheng et al., *Distance-IoU Loss*, AAAI 2020, eq. 7, arXiv:1911.08287.
@@ -274,8 +281,8 @@ def ciou_loss(
         unit of the coordinates. f is that of `iou_loss`.
 
     Differs from:
-        mmdet 3.3, whose α is 0/0 = NaN at a perfect match, and 0 unless IoU > 0.5; torchvision,
-        whose eps does not reach the DIoU part.
+        mmdet 3.3, whose α is 0/0 = NaN at a perfect match, and 0 unless IoU > 0.5 (its weights:
+        see `iou_loss`); torchvision, whose eps does not reach the DIoU part.
 
     Source:
         Zheng et al., *Distance-IoU Loss*, AAAI 2020, eqs. 8-12, arXiv:1911.08287.

@@ -57,7 +57,8 @@ def distribution_focal_loss(
 
     Differs from:
         GFL and mmdet, whose reg_max = k - 1 and where y = k-1 is an index error; ultralytics,
-        whose reg_max = k, which clamps at k-1.01, and which writes into the caller's target.
+        whose reg_max = k, which clamps at k-1.01 (here at k-1), and which writes into the caller's
+        target.
 
     Source:
         Li et al., *Generalized Focal Loss*, NeurIPS 2020, eq. 6, arXiv:2006.04388.

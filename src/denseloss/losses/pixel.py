@@ -71,9 +71,16 @@ def cross_entropy_loss(
         TypeError: a wrong dtype.
         ValueError: a wrong shape, or an unknown reduction.
 
+    Variant:
+        Three things are as in torch, and surprise. A class that is ignored stays in the softmax:
+        valid pixels push its logit down. ``ignore_index`` has no effect on class probabilities:
+        give their void pixels weight 0. Label smoothing with class weights moves the optimum: at
+        0.1 and weights 0.01 and 0.99, a pixel of the first class is best at p = 0.16, not 0.95.
+
     Differs from:
         F.cross_entropy only where that is undefined: NaN logits under void pixels do no harm, all
         void is 0 instead of NaN, and labels outside the classes give NaN instead of an error.
+        smp's SoftCrossEntropyLoss, whose mean counts void pixels.
 
     Source:
         Good, *Rational Decisions*, J. R. Stat. Soc. B 14, 1952; label smoothing: Szegedy et al.,
@@ -133,7 +140,10 @@ def binary_cross_entropy_loss(
     Differs from:
         F.binary_cross_entropy_with_logits, whose mean with a weight divides by the number of
         elements, not by Σ w, and whose pos_weight of shape [c] lies along the last axis, not
-        along the channels.
+        along the channels. smp's SoftBCEWithLogitsLoss, whose mean counts void elements. nnU-Net,
+        which for regions with an ignore channel divides by voxels, not by voxels times channels:
+        its value is c times ours. Mask2Former's logits are [q points]: here each point would be a
+        channel, so give [q 1 points].
 
     Source:
         Cox, *The Regression Analysis of Binary Sequences*, J. R. Stat. Soc. B 20, 1958.
@@ -253,8 +263,9 @@ def focal_loss(
         Softmax over exclusive classes; the mean divides by Σ w, so α scales the loss.
 
     Differs from:
-        MONAI's and smp's multiclass focal loss, which are sums of binary ones over sigmoids unless
-        told otherwise, and whose mean also divides by the number of classes, as kornia's does.
+        MONAI and kornia, whose mean also divides by the number of classes, and MONAI's default,
+        which is a sigmoid per class. smp's multiclass focal loss, which always is: it is
+        `binary_focal_loss` of `one_hot` labels with ``alpha=None``.
 
     Source:
         Lin et al., *Focal Loss for Dense Object Detection*, ICCV 2017, eq. 5, arXiv:1708.02002,

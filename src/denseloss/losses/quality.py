@@ -68,7 +68,7 @@ def quality_focal_loss(
     Differs from:
         The first released code, (p - q)^β without the absolute value: NaN or negative for odd or
         fractional β. mmdet, whose mean is per anchor: ours, per element, is smaller by the number
-        of classes.
+        of classes (``count=`` anchors gives theirs).
 
     Source:
         Li et al., *Generalized Focal Loss*, NeurIPS 2020, eq. 2, arXiv:2006.04388.
@@ -132,7 +132,7 @@ def varifocal_loss(
     Differs from:
         Code that fades objects too, or that scales them by α. D-FINE, RT-DETR and ultralytics,
         where a matched place whose IoU is exactly 0 has weight 0: here, as in mmdet, it is
-        trained as background.
+        trained as background, with a gradient.
 
     Source:
         Zhang et al., *VarifocalNet*, CVPR 2021, eq. 2, arXiv:2008.13367.

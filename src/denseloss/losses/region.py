@@ -72,10 +72,11 @@ def dice_loss(
         ValueError: a wrong shape, β or s < 0, or an unknown word.
 
     Differs from:
-        MONAI (s = 1e-5 in numerator and denominator, probabilities expected), smp (pools the
-        batch, s = 0 by default and its s is half of ours; zeroes absent classes but counts them),
-        V-Net's squared denominator. For soft targets these take I = Σ w p t, and the loss is then
-        not 0 and not lowest at p = t.
+        MONAI (s = 1e-5 in numerator and denominator, probabilities expected; its mean with class
+        weights divides by the number of classes), smp (pools the batch, s = 0 by default and its s
+        is half of ours; an absent class is 0 there, and counts), nnU-Net (minus the score, so 1
+        less), V-Net's squared denominator. For soft targets MONAI, unless ``soft_label=True``, and
+        V-Net take I = Σ w p t: the loss is then not 0 and not lowest at p = t.
 
     Source:
         Milletari et al., *V-Net*, 3DV 2016, section 3, arXiv:1606.04797, with plain sums in the
@@ -125,7 +126,10 @@ def binary_dice_loss(
 
     Differs from:
         MONAI's DiceLoss(sigmoid=True), whose s is 1e-5, and which for soft targets takes
-        I = Σ w p t: the loss is then not 0 and not lowest at p = t.
+        I = Σ w p t unless ``soft_label=True``: the loss is then not 0 and not lowest at p = t. smp,
+        which pools the batch, has s = 0 (half of ours), and where a channel without a target pixel
+        is 0 and counts. Mask2Former's logits are [q points]: here each point would be a channel,
+        so give [q 1 points].
 
     Source:
         Milletari et al., *V-Net*, 3DV 2016, section 3, arXiv:1606.04797, with plain sums in the
@@ -169,8 +173,10 @@ def jaccard_loss(
         ValueError: a wrong shape, s < 0, or an unknown word.
 
     Differs from:
-        smp's JaccardLoss, which pools the batch, has s = 0, and for soft targets takes
-        I = Σ w p t: the loss is then not 0 and not lowest at p = t.
+        smp's JaccardLoss, which pools the batch and has s = 0, and where an absent class is 0 and
+        counts. MONAI's DiceLoss(jaccard=True), whose s is twice ours (its fraction is doubled), and
+        which for soft targets takes I = Σ w p t unless ``soft_label=True``: the loss is then not 0
+        and not lowest at p = t.
 
     Source:
         Rahman and Wang, *Optimizing Intersection-Over-Union in Deep Neural Networks for Image
@@ -214,8 +220,10 @@ def binary_jaccard_loss(
         ValueError: a wrong shape, s < 0, or an unknown word.
 
     Differs from:
-        smp's JaccardLoss, which pools the batch, has s = 0, and for soft targets takes
-        I = Σ w p t: the loss is then not 0 and not lowest at p = t.
+        smp's JaccardLoss, which pools the batch and has s = 0, and where a channel without a target
+        pixel is 0 and counts. MONAI's DiceLoss(sigmoid=True, jaccard=True), whose s is twice ours
+        (its fraction is doubled), and which for soft targets takes I = Σ w p t unless
+        ``soft_label=True``: the loss is then not 0 and not lowest at p = t.
 
     Source:
         Rahman and Wang, *Optimizing Intersection-Over-Union in Deep Neural Networks for Image
@@ -267,7 +275,10 @@ def tversky_loss(
 
     Differs from:
         Code that swaps α and β: here, as in the paper and in MONAI, α prices false positives.
-        Code that for soft targets takes I = Σ w p t: its loss is not 0 and not lowest at p = t.
+        MONAI, whose s is 1e-5; smp, which pools the batch and has s = 0, and where an absent class
+        is 0 and counts; kornia, which skips absent classes, and takes a mean over images of means
+        over their classes. Code that for soft targets takes I = Σ w p t: its loss is not 0 and not
+        lowest at p = t.
 
     Source:
         Salehi et al., *Tversky loss function for image segmentation*, MLMI 2017,
@@ -318,7 +329,9 @@ def binary_tversky_loss(
 
     Differs from:
         Code that swaps α and β: here, as in the paper and in MONAI, α prices false positives.
-        Code that for soft targets takes I = Σ w p t: its loss is not 0 and not lowest at p = t.
+        MONAI, whose s is 1e-5; smp, which pools the batch and has s = 0, and where a channel
+        without a target pixel is 0 and counts. Code that for soft targets takes I = Σ w p t: its
+        loss is not 0 and not lowest at p = t.
 
     Source:
         Salehi et al., *Tversky loss function for image segmentation*, MLMI 2017,

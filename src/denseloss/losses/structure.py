@@ -64,7 +64,8 @@ def structure_loss(
     Variant:
         ``"corrected"``: the loss as meant, above. ``"released"``: the published code passes
         ``reduce='none'``, a deprecated flag that any non-empty string makes true, so its BCE is
-        the plain mean over the batch; the published numbers were trained with it.
+        the plain mean over the batch; the published numbers of F3Net and PraNet were trained with
+        it. With ``reduction='none'`` in its place that code is ``"corrected"``.
         ``"equation"``: the paper prints Σ γ |box mean - t| below the fraction of the BCE, not Σ w;
         a mask without any edge, where that is 0, is divided by Σ w.
 

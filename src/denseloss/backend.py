@@ -17,16 +17,21 @@ This module imports nobody: where fast versions come from is handed to it (`offe
 from __future__ import annotations
 
 import functools
+import sys
 import threading
+import warnings
 from collections.abc import Callable, Iterable
-from types import TracebackType
+from types import FrameType, TracebackType
 from typing import Any, NamedTuple, ParamSpec, TypeVar
 
 import torch
 
 __all__ = [
+    "REFERENCE",
     "Declined",
+    "Mendable",
     "available",
+    "caution",
     "implement",
     "missing",
     "offer",
@@ -46,6 +51,8 @@ table: dict[str, dict[str, Callable[..., Any]]] = {}
 _loaders: dict[str, Callable[[], None]] = {}
 # The backends that were looked for: None where one is there, else why it is not.
 _found: dict[str, str | None] = {}
+# What to say at the first call that runs the definition for want of a backend.
+_unsaid: dict[str, str] = {}
 _loading = threading.Lock()
 
 
@@ -53,6 +60,22 @@ class Declined(NamedTuple):
     """The answer of a fast version that does not take these inputs: the definition runs instead."""
 
     why: str
+
+
+class Mendable(RuntimeError):  # noqa: N818 - a state of the machine, no slip of the user
+    """Raised by a loader where the user can have the backend: the first call without it says so."""
+
+
+def caution(text: str) -> None:
+    """Warn, at the line outside of this package and of torch from which the call came."""
+    level, frame = 1, sys._getframe()
+    while _ours(frame) and frame.f_back is not None:
+        level, frame = level + 1, frame.f_back
+    warnings.warn(text, UserWarning, stacklevel=level)
+
+
+def _ours(frame: FrameType) -> bool:
+    return str(frame.f_globals.get("__name__")).partition(".")[0] in ("denseloss", "torch")
 
 
 class _Own(threading.local):
@@ -82,7 +105,8 @@ def offer(name: str, loader: Callable[[], None]) -> None:
 
     Args:
         name: of the device, such as ``"cuda"``, and of its backend.
-        loader: calls `implement` for each of them; ImportError or RuntimeError says why it cannot.
+        loader: calls `implement` for each of them; ImportError or RuntimeError says why it cannot,
+            `Mendable` what the user can do about it.
     """
     _loaders[name] = loader
 
@@ -104,6 +128,11 @@ def _look(name: str) -> None:
         _loaders[name]()
     except (ImportError, RuntimeError) as error:
         why = str(error)
+        if isinstance(error, Mendable):
+            _unsaid[name] = (
+                "denseloss runs in plain torch here: the losses are right, but much slower "
+                f"than they could be. {why}"
+            )
     _found[name] = why
 
 
@@ -148,6 +177,8 @@ def primitive(definition: Callable[P, R]) -> Callable[P, R]:
         if version is None or backend == REFERENCE:
             if notes is not None:
                 notes[name] = f"{REFERENCE}: {_why_none(name, backend)}"
+            if not _is_compiling() and backend in _unsaid and (said := _unsaid.pop(backend, "")):
+                caution(said)
             return definition(*args, **kwargs)
         result: Any = version(*args, **kwargs)
         if type(result) is Declined:
@@ -225,7 +256,7 @@ class use:  # noqa: N801 - reads as a verb: `with backend.use("reference")`
     """
 
     def __init__(self, backend: str | None) -> None:
-        if backend is not None and backend not in available():
+        if backend not in (None, REFERENCE) and backend not in available():
             why = f" ({reason})" if (reason := missing().get(backend)) else ""
             raise RuntimeError(
                 f"backend {backend!r} is not there{why}; available: {', '.join(available())}"

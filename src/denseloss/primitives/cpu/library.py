@@ -15,7 +15,9 @@ from pathlib import Path
 
 import torch
 
-__all__ = ["ABI", "Unavailable", "load"]
+from denseloss.backend import Mendable
+
+__all__ = ["ABI", "Missing", "Unavailable", "load"]
 
 # What the functions in the object take and return. Counted up, here and in kernels.c, by every
 # change of a signature: an object from an older install is then refused instead of called wrongly.
@@ -27,6 +29,10 @@ VARIABLE = "DENSELOSS_KERNELS"  # the path of an object to load instead, for the
 
 class Unavailable(RuntimeError):  # noqa: N818 - a state of the machine, no slip of the user
     """There are no compiled kernels for this machine; the message says why."""
+
+
+class Missing(Unavailable, Mendable):
+    """There could be; the message says how."""
 
 
 @functools.cache
@@ -43,13 +49,13 @@ def load() -> ctypes.CDLL:
         cure = mend()
         if "libgomp" in str(error):  # on ARM torch before 2.10 brings it under another name
             cure = "Install the OpenMP runtime (apt install libgomp1) or torch 2.10 or newer."
-        raise Unavailable(f"the compiled kernels do not load: {error}. {cure}") from error
+        raise Missing(f"the compiled kernels do not load: {error}. {cure}") from error
     try:
         abi: int | None = library.denseloss_abi()
     except AttributeError:
         abi = None
     if abi != ABI:
-        raise Unavailable(
+        raise Missing(
             f"{path} is from another version of denseloss (its ABI is {abi}, not {ABI}). {mend()}"
         )
     return library
@@ -63,7 +69,7 @@ def find() -> Path:
     for name in names:
         if (FOLDER / name).exists():
             return FOLDER / name
-    raise Unavailable(
+    raise Missing(
         f"denseloss was installed without compiled kernels ({' or '.join(names)} in {FOLDER}). "
         f"{mend()}"
     )

@@ -723,6 +723,7 @@ def test_empty(device) -> None:
             value.backward()
 
 
+@pytest.mark.skipif("cpu" not in DEVICES, reason="torch's own sums do not promise it")
 def test_threads_change_nothing() -> None:
     before = torch.get_num_threads()
     z = draw(3, 7, 200, 211)

@@ -129,10 +129,7 @@ def _look(name: str) -> None:
     except (ImportError, RuntimeError) as error:
         why = str(error)
         if isinstance(error, Mendable):
-            _unsaid[name] = (
-                "denseloss runs in plain torch here: the losses are right, but much slower "
-                f"than they could be. {why}"
-            )
+            _unsaid[name] = f"denseloss runs in plain torch here, right but much slower: {why}"
     _found[name] = why
 
 

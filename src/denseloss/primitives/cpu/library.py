@@ -100,5 +100,6 @@ def mend() -> str:
         return f"The environment variable {VARIABLE} names it: unset that, or build it again."
     return (
         "The plain torch versions run instead. For the fast ones install a C compiler (gcc or "
-        "clang) and reinstall denseloss (pip install --force-reinstall --no-deps, or make setup)."
+        "clang) and reinstall denseloss (in its folder: pip install --force-reinstall --no-deps . "
+        "or make setup)."
     )

@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 import torch
 
+import denseloss
 from denseloss.primitives.cpu import library
 
 ROOT = Path(__file__).parents[1]
@@ -53,6 +54,7 @@ def project(tmp_path: Path) -> Path:
     (folder / SOURCES).mkdir(parents=True)
     for package in (SOURCES, SOURCES.parent, SOURCES.parent.parent):
         (folder / package / "__init__.py").touch()
+    shutil.copy(ROOT / "src/denseloss/__init__.py", folder / "src/denseloss")  # has the version
     shutil.copy(ROOT / SOURCES / "library.py", folder / SOURCES)
     (folder / SOURCES / "kernels.c").write_text(STUB)
     (folder / SOURCES / "stub.h").write_text(STUB_HEADER)
@@ -112,6 +114,7 @@ def test_pip_makes_one_wheel_for_every_python_of_the_platform(project: Path) -> 
     assert objects(wheel) == OBJECTS
     assert not [name for name in contents(wheel) if name.endswith((".c", ".h")) or ".data" in name]
     (metadata,) = (name for name in contents(wheel) if name.endswith(".dist-info/WHEEL"))
+    assert wheel.name.startswith(f"denseloss-{denseloss.__version__}-")
     assert "Root-Is-Purelib: false" in zipfile.ZipFile(wheel).read(metadata).decode()
 
 

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 import torch
 
+import denseloss
 from denseloss import backend, cli, doctor
 from denseloss import functional as F
 from denseloss.primitives.fused import VERSIONS, ops
@@ -34,7 +35,11 @@ def test_a_sound_machine(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["doctor"]) == 0
     lines = capsys.readouterr().out.splitlines()
     versions = line(lines, "versions")
-    for part in ("denseloss 0", f"torch {torch.__version__}", f"python {sys.version.split()[0]}"):
+    for part in (
+        f"denseloss {denseloss.__version__}",
+        f"torch {torch.__version__}",
+        f"python {sys.version.split()[0]}",
+    ):
         assert part in versions
     assert f"{torch.get_num_threads()} threads" in line(lines, "processor")
     assert "cpu (" in line(lines, "devices")

@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import functools
 import importlib.metadata
-import importlib.util
 import os
 import platform
+import sys
 import time
 from collections.abc import Callable, Hashable, Iterator
 from contextlib import contextmanager
@@ -74,12 +74,12 @@ def _versions() -> Iterator[str]:
 
 
 def _version(name: str) -> str | None:
-    if name == "torch":  # with its build, such as +cpu
-        return str(torch.__version__)
+    if name in ("denseloss", "torch"):  # what runs, not what was installed; torch's has its build
+        return str(sys.modules[name].__version__)
     try:
         return importlib.metadata.version(name)
     except importlib.metadata.PackageNotFoundError:
-        return "of a folder that is not installed" if importlib.util.find_spec(name) else None
+        return None
 
 
 def _machine() -> Iterator[str]:

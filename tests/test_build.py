@@ -9,6 +9,7 @@ import shutil
 import subprocess
 import sys
 import tarfile
+import tomllib
 import zipfile
 from pathlib import Path
 
@@ -196,6 +197,29 @@ def test_without_openmp_the_kernels_run_on_one_thread(project: Path, tmp_path: P
         "denseloss: the compiler has no OpenMP: the CPU kernels will run on one thread."
     ]
     assert b"libgomp" not in zipfile.ZipFile(wheel).read(PACKAGE + OBJECTS[0])
+
+
+# --- what says how it is installed ----------------------------------------------------------------
+
+
+def test_install_lines_are_those_of_a_clone() -> None:
+    """Nothing is promised by a name under which nothing is published."""
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    lines = re.findall(r"^ +pip install (\S+)", (ROOT / "README.md").read_text(), re.MULTILINE)
+    assert len(lines) == 3
+    for line in lines:
+        named = re.fullmatch(r"\.|'\.\[([\w,]+)\]'", line)
+        assert named is not None, line
+        assert set(filter(None, (named[1] or "").split(","))) <= set(
+            extras["optional-dependencies"]
+        )
+
+
+def test_the_workflow_names_files_that_are_there() -> None:
+    text = (ROOT / ".github/workflows/tests.yml").read_text()
+    ignored = re.findall(r"--ignore=(\S+)", text)
+    assert ignored
+    assert [name for name in ignored if not (ROOT / name).exists()] == []
 
 
 # --- the kernels of this checkout -----------------------------------------------------------------

@@ -29,7 +29,7 @@ import torch
 __all__ = [
     "REFERENCE",
     "Declined",
-    "Mendable",
+    "Missing",
     "available",
     "caution",
     "implement",
@@ -48,7 +48,7 @@ R = TypeVar("R")
 REFERENCE = "reference"
 _is_compiling = torch.compiler.is_compiling
 table: dict[str, dict[str, Callable[..., Any]]] = {}
-_loaders: dict[str, Callable[[], None]] = {}
+_loaders: dict[str, Callable[[], Missing | None]] = {}
 # The backends that were looked for: None where one is there, else why it is not.
 _found: dict[str, str | None] = {}
 # What to say at the first call that runs the definition for want of a backend.
@@ -62,8 +62,12 @@ class Declined(NamedTuple):
     why: str
 
 
-class Mendable(RuntimeError):  # noqa: N818 - a state of the machine, no slip of the user
-    """Raised by a loader where the user can have the backend: the first call without it says so."""
+class Missing(NamedTuple):
+    """The answer of a loader that has no fast versions to offer here."""
+
+    why: str
+    mendable: bool = False
+    """whether the user can have them: the first call that runs without them says so then"""
 
 
 def caution(text: str) -> None:
@@ -100,13 +104,12 @@ def _set_override(backend: str | None) -> str | None:
     return before
 
 
-def offer(name: str, loader: Callable[[], None]) -> None:
+def offer(name: str, loader: Callable[[], Missing | None]) -> None:
     """Say where the fast versions of a device come from; they are loaded at the first call on it.
 
     Args:
         name: of the device, such as ``"cuda"``, and of its backend.
-        loader: calls `implement` for each of them; ImportError or RuntimeError says why it cannot,
-            `Mendable` what the user can do about it.
+        loader: calls `implement` for each of them, or answers why there are none.
     """
     _loaders[name] = loader
 
@@ -123,14 +126,11 @@ def _load(name: str) -> None:
 
 
 def _look(name: str) -> None:
-    why = None
-    try:
-        _loaders[name]()
-    except (ImportError, RuntimeError) as error:
-        why = str(error)
-        if isinstance(error, Mendable):
-            _unsaid[name] = f"denseloss runs in plain torch here, right but much slower: {why}"
-    _found[name] = why
+    lacking = _loaders[name]()
+    _found[name] = None if lacking is None else lacking.why
+    if lacking is not None and lacking.mendable:
+        said = f"denseloss runs in plain torch here, right but much slower: {lacking.why}"
+        _unsaid[name] = said
 
 
 def missing() -> dict[str, str]:

@@ -1,8 +1,8 @@
 """The compiled kernels of this machine: found, checked and loaded.
 
-setup.py compiles them into shared objects beside this file, one for each width of vector registers.
-They have a plain C ABI and are called through ctypes. They need libgomp.so.1, the OpenMP runtime
-that torch has loaded under that name before: both share one pool of threads.
+CMakeLists.txt compiles them into shared objects beside this file, one for each width of vector
+registers. They have a plain C ABI and are called through ctypes. They need libgomp.so.1, the OpenMP
+runtime that torch has loaded under that name before: both share one pool of threads.
 """
 
 from __future__ import annotations
@@ -15,9 +15,7 @@ from pathlib import Path
 
 import torch
 
-from denseloss.backend import Mendable
-
-__all__ = ["ABI", "Missing", "Unavailable", "load"]
+__all__ = ["ABI", "Unavailable", "load"]
 
 # What the functions in the object take and return. Counted up, here and in kernels.c, by every
 # change of a signature: an object from an older install is then refused instead of called wrongly.
@@ -30,9 +28,9 @@ VARIABLE = "DENSELOSS_KERNELS"  # the path of an object to load instead, for the
 class Unavailable(RuntimeError):  # noqa: N818 - a state of the machine, no slip of the user
     """There are no compiled kernels for this machine; the message says why."""
 
-
-class Missing(Unavailable, Mendable):
-    """There could be; the message says how."""
+    def __init__(self, why: str, *, mendable: bool = False) -> None:
+        super().__init__(why)
+        self.mendable = mendable  # whether the user can have them, as the message then says
 
 
 @functools.cache
@@ -49,14 +47,16 @@ def load() -> ctypes.CDLL:
         cure = mend()
         if "libgomp" in str(error):  # on ARM torch before 2.10 brings it under another name
             cure = "Install the OpenMP runtime (apt install libgomp1) or torch 2.10 or newer."
-        raise Missing(f"the compiled kernels do not load: {error}. {cure}") from error
+        why = f"the compiled kernels do not load: {error}. {cure}"
+        raise Unavailable(why, mendable=True) from error
     try:
         abi: int | None = library.denseloss_abi()
     except AttributeError:
         abi = None
     if abi != ABI:
-        raise Missing(
-            f"{path} is from another version of denseloss (its ABI is {abi}, not {ABI}). {mend()}"
+        raise Unavailable(
+            f"{path} is from another version of denseloss (its ABI is {abi}, not {ABI}). {mend()}",
+            mendable=True,
         )
     return library
 
@@ -69,9 +69,10 @@ def find() -> Path:
     for name in names:
         if (FOLDER / name).exists():
             return FOLDER / name
-    raise Missing(
+    raise Unavailable(
         f"denseloss was installed without compiled kernels ({' or '.join(names)} in {FOLDER}). "
-        f"{mend()}"
+        f"{mend()}",
+        mendable=True,
     )
 
 

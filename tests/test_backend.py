@@ -170,6 +170,101 @@ def test_which_leaves_no_trace_where_the_loss_raises() -> None:
     assert "softmax_pass" in backend.which(F.dice_loss, Z, T)
 
 
+# ---------------------------------------------------------------- what could be there, and is not
+
+
+def without_kernels(code: str, *options: str) -> subprocess.CompletedProcess[str]:
+    """Run code in an interpreter whose kernels are missing."""
+    setup = (
+        "import warnings, torch, denseloss; from denseloss import backend, functional as F;"
+        "z, t = torch.zeros(1, 2, 3, requires_grad=True), torch.tensor([[0, 1, 1]])\n"
+    )
+    return subprocess.run(
+        [sys.executable, *options, "-c", setup + code],
+        capture_output=True,
+        text=True,
+        check=True,
+        env=os.environ | {"DENSELOSS_KERNELS": "nowhere.so"},
+    )
+
+
+def test_missing_kernels_are_said_once_at_the_first_loss() -> None:
+    code = """
+backend.missing(), backend.available()   # whoever asks is answered, not warned
+with backend.use("reference"):
+    F.dice_loss(z, t)                    # what was asked for is no surprise
+print("until here", flush=True)
+with warnings.catch_warnings(record=True) as said:
+    warnings.simplefilter("always")
+    for _ in range(2):
+        F.dice_loss(z, t).backward()
+        F.cross_entropy_loss(z, t)
+(warning,) = said
+print(warning.filename, warning.lineno, warning.category.__name__, warning.message)
+"""
+    done = without_kernels(code, "-W", "error")
+    first, second = done.stdout.splitlines()
+    assert first == "until here"
+    assert second.startswith("<string> 10 UserWarning denseloss runs in plain torch here")
+    assert "nowhere.so" in second, "why"
+    assert done.stderr == ""
+
+
+@pytest.mark.parametrize("way", ["option", "filter"])
+def test_it_can_be_silenced(way: str) -> None:
+    option = ["-W", "ignore:denseloss runs in plain torch"] if way == "option" else []
+    quiet = "warnings.filterwarnings('ignore', 'denseloss runs in plain torch')\n"
+    code = (quiet if way == "filter" else "") + "F.dice_loss(z, t).backward()"
+    assert without_kernels(code, *option).stderr == ""
+    assert "denseloss runs in plain torch" in without_kernels("F.dice_loss(z, t)").stderr
+
+
+def test_a_warning_that_is_an_error_stops_one_call_only() -> None:
+    code = """
+try:
+    F.dice_loss(z, t)
+except UserWarning:
+    print(bool(F.dice_loss(z, t) > 0))
+"""
+    assert without_kernels(code, "-W", "error").stdout == "True\n"
+
+
+def test_an_install_without_a_compiler_says_how_to_get_one() -> None:
+    code = """
+import platform
+from pathlib import Path
+from denseloss.primitives.cpu import library
+platform.machine = lambda: "x86_64"
+torch.backends.cpu.get_cpu_capability = lambda: "AVX2"
+library.FOLDER = Path("empty")
+import os; del os.environ["DENSELOSS_KERNELS"]
+F.dice_loss(z, t)
+"""
+    said = without_kernels(code).stderr
+    for part in ("without compiled kernels", "install a C compiler (gcc or clang)", "reinstall"):
+        assert part in said
+
+
+@pytest.mark.parametrize("machine", ["riscv64", "an old CPU", "Windows"])
+def test_a_machine_that_has_no_kernels_is_no_reason_to_warn(machine: str) -> None:
+    code = f"""
+import os, platform
+from denseloss.primitives.cpu import library
+machine = {machine!r}
+platform.machine = lambda: "x86_64" if machine == "an old CPU" else machine
+torch.backends.cpu.get_cpu_capability = lambda: "DEFAULT"
+if machine == "Windows":
+    library.os = type("os", (), {{"name": "nt", "environ": {{}}}})
+else:
+    del os.environ["DENSELOSS_KERNELS"]
+F.dice_loss(z, t)
+print(backend.missing()["cpu"])
+"""
+    done = without_kernels(code, "-W", "error")
+    assert "plain torch" in done.stdout
+    assert done.stderr == ""
+
+
 # ---------------------------------------------------------------- threads
 
 

@@ -25,7 +25,7 @@ from denseloss.module import LossModule as LossModule
 from denseloss.targets import ClassScores as ClassScores
 from denseloss.weights import *
 
-__version__ = "0.1.0"
+__version__ = "0.1.0"  # the only place; pyproject.toml reads it here
 
 if not TYPE_CHECKING:  # as in denseloss.losses; what is imported "as" its own name is public, too
     __all__ = ["AtTargetSize", "ClassScores", "DeepSupervision", "LossModule", "WeightedSum"]

@@ -17,16 +17,21 @@ This module imports nobody: where fast versions come from is handed to it (`offe
 from __future__ import annotations
 
 import functools
+import sys
 import threading
+import warnings
 from collections.abc import Callable, Iterable
-from types import TracebackType
+from types import FrameType, TracebackType
 from typing import Any, NamedTuple, ParamSpec, TypeVar
 
 import torch
 
 __all__ = [
+    "REFERENCE",
     "Declined",
+    "Missing",
     "available",
+    "caution",
     "implement",
     "missing",
     "offer",
@@ -43,9 +48,11 @@ R = TypeVar("R")
 REFERENCE = "reference"
 _is_compiling = torch.compiler.is_compiling
 table: dict[str, dict[str, Callable[..., Any]]] = {}
-_loaders: dict[str, Callable[[], None]] = {}
+_loaders: dict[str, Callable[[], Missing | None]] = {}
 # The backends that were looked for: None where one is there, else why it is not.
 _found: dict[str, str | None] = {}
+# What to say at the first call that runs the definition for want of a backend.
+_unsaid: dict[str, str] = {}
 _loading = threading.Lock()
 
 
@@ -53,6 +60,26 @@ class Declined(NamedTuple):
     """The answer of a fast version that does not take these inputs: the definition runs instead."""
 
     why: str
+
+
+class Missing(NamedTuple):
+    """The answer of a loader that has no fast versions to offer here."""
+
+    why: str
+    mendable: bool = False
+    """whether the user can have them: the first call that runs without them says so then"""
+
+
+def caution(text: str) -> None:
+    """Warn, at the line outside of this package and of torch from which the call came."""
+    level, frame = 1, sys._getframe()
+    while _ours(frame) and frame.f_back is not None:
+        level, frame = level + 1, frame.f_back
+    warnings.warn(text, UserWarning, stacklevel=level)
+
+
+def _ours(frame: FrameType) -> bool:
+    return str(frame.f_globals.get("__name__")).partition(".")[0] in ("denseloss", "torch")
 
 
 class _Own(threading.local):
@@ -77,12 +104,12 @@ def _set_override(backend: str | None) -> str | None:
     return before
 
 
-def offer(name: str, loader: Callable[[], None]) -> None:
+def offer(name: str, loader: Callable[[], Missing | None]) -> None:
     """Say where the fast versions of a device come from; they are loaded at the first call on it.
 
     Args:
         name: of the device, such as ``"cuda"``, and of its backend.
-        loader: calls `implement` for each of them; ImportError or RuntimeError says why it cannot.
+        loader: calls `implement` for each of them, or answers why there are none.
     """
     _loaders[name] = loader
 
@@ -99,12 +126,11 @@ def _load(name: str) -> None:
 
 
 def _look(name: str) -> None:
-    why = None
-    try:
-        _loaders[name]()
-    except (ImportError, RuntimeError) as error:
-        why = str(error)
-    _found[name] = why
+    lacking = _loaders[name]()
+    _found[name] = None if lacking is None else lacking.why
+    if lacking is not None and lacking.mendable:
+        said = f"denseloss runs in plain torch here, right but much slower: {lacking.why}"
+        _unsaid[name] = said
 
 
 def missing() -> dict[str, str]:
@@ -148,6 +174,8 @@ def primitive(definition: Callable[P, R]) -> Callable[P, R]:
         if version is None or backend == REFERENCE:
             if notes is not None:
                 notes[name] = f"{REFERENCE}: {_why_none(name, backend)}"
+            if not _is_compiling() and backend in _unsaid and (said := _unsaid.pop(backend, "")):
+                caution(said)
             return definition(*args, **kwargs)
         result: Any = version(*args, **kwargs)
         if type(result) is Declined:
@@ -225,7 +253,7 @@ class use:  # noqa: N801 - reads as a verb: `with backend.use("reference")`
     """
 
     def __init__(self, backend: str | None) -> None:
-        if backend is not None and backend not in available():
+        if backend not in (None, REFERENCE) and backend not in available():
             why = f" ({reason})" if (reason := missing().get(backend)) else ""
             raise RuntimeError(
                 f"backend {backend!r} is not there{why}; available: {', '.join(available())}"

@@ -5,6 +5,7 @@ Whatever is slow, or comes with an extra, is imported inside the verbs.
 
 import contextlib
 import functools
+import importlib.util
 import inspect
 import io
 import os
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from denseloss.train.run import TrainResult
 
 _EXTRA = 'pip install "denseloss[train]"'
+_FAULT = 1
 _BAD_INPUT = 2
 _CTRL_C = 130
 
@@ -37,7 +39,7 @@ def main(args: Sequence[str] | None = None) -> int:
         args: The words after `denseloss`; None takes them from the command line.
 
     Returns:
-        The exit code: 0, 2 for bad input, 130 after Ctrl-C.
+        The exit code: 0, 1 where `doctor` finds a fault, 2 for bad input, 130 after Ctrl-C.
     """
     words = list(sys.argv[1:] if args is None else args)
     if words == ["--version"]:
@@ -46,7 +48,8 @@ def main(args: Sequence[str] | None = None) -> int:
         print(f"denseloss {version('denseloss')}")
         return 0
     try:
-        return _parsed(words or ["--help"])()
+        call = _plain(words) or _parsed(words or ["--help"])
+        return call()
     except SystemExit as stop:
         return stop.code if isinstance(stop.code, int) else _BAD_INPUT
     except ModuleNotFoundError as error:
@@ -358,9 +361,9 @@ def check(
 
 def ls() -> int:
     """List the losses: name, task, what they are, where they come from."""
-    console = _console()
+    console = _console() if importlib.util.find_spec("rich") else None
     found = _entries()
-    if console.is_terminal:
+    if console is not None and console.is_terminal:
         from rich.table import Table
 
         table = Table("name", "task", "what it is", "source", box=None, pad_edge=False)
@@ -405,6 +408,31 @@ def show(loss: str, /) -> int:
     return 0
 
 
+def doctor() -> int:
+    """Say what is installed, which fast versions run here, and whether their numbers are right.
+
+    The test takes at most ten seconds. The exit code is 1 where something is wrong.
+    """
+    from denseloss.doctor import examine
+
+    return 0 if examine(functools.partial(print, flush=True)) else _FAULT
+
+
+def _plain(words: Sequence[str]) -> Callable[[], int] | None:
+    """Return the call of a verb that runs without the tool's extra, the parser's package included.
+
+    None for other verbs, and for words that only the parser understands, such as --help.
+    """
+    match words:
+        case ["ls"]:
+            return ls
+        case ["doctor"]:
+            return doctor
+        case ["show", name] if not name.startswith("-"):
+            return functools.partial(show, name)
+    return None
+
+
 def _parsed(words: Sequence[str]) -> Callable[[], int]:
     """Return the call that the words ask for; what is wrong with them becomes one line."""
     import tyro
@@ -416,6 +444,7 @@ def _parsed(words: Sequence[str]) -> Callable[[], int]:
         "check": check,
         "ls": ls,
         "show": show,
+        "doctor": doctor,
     }
     complaint = io.StringIO()
     try:
@@ -550,7 +579,10 @@ def _console() -> "Console":
     return Console()
 
 
-def _say(console: "Console", line: str) -> None:
+def _say(console: "Console | None", line: str) -> None:
+    if console is None:
+        print(line)
+        return
     # Without a terminal a line stays a line, for `grep`.
     console.print(line, highlight=False, markup=False, soft_wrap=True)
 

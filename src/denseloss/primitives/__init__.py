@@ -8,12 +8,16 @@ in them) and returns float32 (float64 for float64 input).
 from denseloss import backend
 
 
-def _cpu() -> None:
-    import denseloss.primitives.cpu.operators  # noqa: F401 - offers them
+def _cpu() -> backend.Missing | None:
+    from denseloss.primitives import on_cpu
+
+    return on_cpu.missing
 
 
-def _cuda() -> None:
-    import denseloss.primitives.cuda  # noqa: F401 - offers them
+def _cuda() -> backend.Missing | None:
+    from denseloss.primitives import on_cuda
+
+    return on_cuda.missing
 
 
 # Statements, not importlib: torch.compile runs these where it meets them.

@@ -1,8 +1,8 @@
 """The compiled kernels of this machine: found, checked and loaded.
 
-setup.py compiles them into shared objects beside this file, one for each width of vector registers.
-They have a plain C ABI and are called through ctypes. They need libgomp.so.1, the OpenMP runtime
-that torch has loaded under that name before: both share one pool of threads.
+CMakeLists.txt compiles them into shared objects beside this file, one for each width of vector
+registers. They have a plain C ABI and are called through ctypes. They need libgomp.so.1, the OpenMP
+runtime that torch has loaded under that name before: both share one pool of threads.
 """
 
 from __future__ import annotations
@@ -28,6 +28,10 @@ VARIABLE = "DENSELOSS_KERNELS"  # the path of an object to load instead, for the
 class Unavailable(RuntimeError):  # noqa: N818 - a state of the machine, no slip of the user
     """There are no compiled kernels for this machine; the message says why."""
 
+    def __init__(self, why: str, *, mendable: bool = False) -> None:
+        super().__init__(why)
+        self.mendable = mendable  # whether the user can have them, as the message then says
+
 
 @functools.cache
 def load() -> ctypes.CDLL:
@@ -43,14 +47,16 @@ def load() -> ctypes.CDLL:
         cure = mend()
         if "libgomp" in str(error):  # on ARM torch before 2.10 brings it under another name
             cure = "Install the OpenMP runtime (apt install libgomp1) or torch 2.10 or newer."
-        raise Unavailable(f"the compiled kernels do not load: {error}. {cure}") from error
+        why = f"the compiled kernels do not load: {error}. {cure}"
+        raise Unavailable(why, mendable=True) from error
     try:
         abi: int | None = library.denseloss_abi()
     except AttributeError:
         abi = None
     if abi != ABI:
         raise Unavailable(
-            f"{path} is from another version of denseloss (its ABI is {abi}, not {ABI}). {mend()}"
+            f"{path} is from another version of denseloss (its ABI is {abi}, not {ABI}). {mend()}",
+            mendable=True,
         )
     return library
 
@@ -65,7 +71,8 @@ def find() -> Path:
             return FOLDER / name
     raise Unavailable(
         f"denseloss was installed without compiled kernels ({' or '.join(names)} in {FOLDER}). "
-        f"{mend()}"
+        f"{mend()}",
+        mendable=True,
     )
 
 
@@ -94,5 +101,6 @@ def mend() -> str:
         return f"The environment variable {VARIABLE} names it: unset that, or build it again."
     return (
         "The plain torch versions run instead. For the fast ones install a C compiler (gcc or "
-        "clang) and reinstall denseloss (pip install --force-reinstall --no-deps, or make setup)."
+        "clang) and reinstall denseloss (in its folder: pip install --force-reinstall --no-deps . "
+        "or make setup)."
     )

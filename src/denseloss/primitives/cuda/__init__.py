@@ -23,6 +23,10 @@ from denseloss.primitives.cuda import (
 )
 from denseloss.primitives.fused import ops
 
+# The GPUs on which tests/test_backends.py has passed with these kernels. None has been at hand yet:
+# until then each fast version on CUDA compares itself with its definition before its first use.
+MEASURED: tuple[str, ...] = ()
+
 BACKEND = "cpu" if os.environ.get("TRITON_INTERPRET") == "1" else "cuda"
 
 ops.implement(
@@ -48,4 +52,4 @@ ops.implement(
     },
 )
 if BACKEND == "cpu" or torch.cuda.is_available():
-    fused.register(BACKEND)
+    fused.register(BACKEND, measured=BACKEND == "cpu" or bool(MEASURED))

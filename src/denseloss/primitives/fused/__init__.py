@@ -21,6 +21,7 @@ from denseloss.primitives.fused import (
     softmax,
     windows,
 )
+from denseloss.primitives.fused.proof import proven
 
 __all__ = ["register"]
 
@@ -40,7 +41,13 @@ VERSIONS: dict[str, Callable[..., Any]] = {
 }
 
 
-def register(backend: str) -> None:
-    """Offer the fast versions on a backend whose operators are implemented."""
+def register(backend: str, *, measured: bool = True) -> None:
+    """Offer the fast versions on a backend whose operators are implemented.
+
+    Args:
+        backend: its name.
+        measured: whether they have been tested on such a device; where not, each proves itself
+            before it is used.
+    """
     for name, version in VERSIONS.items():
-        implement(name, backend=backend)(version)
+        implement(name, backend=backend)(version if measured else proven(name, version))

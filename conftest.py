@@ -15,6 +15,15 @@ if "cpu" in backend.missing():
     collect_ignore_glob.append("src/denseloss/primitives/cpu/*")
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    if torch.__version__.startswith("2.6."):  # it warns of what its own torch.compile does
+        for said, kind in (
+            (".*torch.autograd.function.Function.* should not be inst", "DeprecationWarning"),
+            ("Skipping serialization of skipfiles_inline_module_allowlist", "UserWarning"),
+        ):
+            config.addinivalue_line("filterwarnings", f"ignore:{said}:{kind}")
+
+
 @pytest.fixture(autouse=True)
 def _doctest_names(doctest_namespace: dict[str, object]) -> None:
     doctest_namespace["torch"] = torch

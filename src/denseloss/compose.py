@@ -140,7 +140,7 @@ def _takes_shared(criterion: nn.Module) -> bool:
 
     Anything else may do with the logits what only a tensor can.
     """
-    if "forward" in vars(criterion) or criterion._backward_hooks:
+    if "forward" in criterion.__dict__ or criterion._backward_hooks:
         return False  # somebody has put another in its place, or wants the gradient of the logits
     if isinstance(criterion, LossModule):
         return criterion.only_logits

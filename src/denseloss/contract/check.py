@@ -218,7 +218,7 @@ class Call:
 
 def _tensors(name: str, value: Any) -> list[tuple[str, Tensor | StandIn]]:
     """The tensors of an argument that have a device, with their names."""
-    if isinstance(value, Tensor | StandIn):
+    if isinstance(value, (Tensor, StandIn)):
         return [(name, value)]
     if isinstance(value, ClassScores):
         return _tensors(f"{name}.label", value.label) + _tensors(f"{name}.score", value.score)

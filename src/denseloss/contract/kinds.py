@@ -261,10 +261,10 @@ class Interval:
 
     def holds(self, value: Any) -> bool:
         """Whether the value is a number in the range."""
-        if isinstance(value, numbers.Real) and not isinstance(value, int | float):
+        if isinstance(value, numbers.Real) and not isinstance(value, (int, float)):
             # a scalar of numpy
             value = int(value) if isinstance(value, numbers.Integral) else float(value)
-        if isinstance(value, bool) or not isinstance(value, int | float):
+        if isinstance(value, bool) or not isinstance(value, (int, float)):
             return False
         if self.whole and not isinstance(value, int):
             return False

@@ -44,11 +44,6 @@ class ElementKind(NamedTuple):
     g: float = 0.0
     """the power"""
 
-    @property
-    def quality(self) -> bool:
-        """Whether the target is the quality of a detection, and no mask."""
-        return self.code >= QUALITY
-
 
 def elementwise(
     logits: Tensor | SharedLogits,
@@ -106,5 +101,6 @@ def element_loss(
     """The same for the logits of one loss."""
     if logits.numel() == 0:
         return reduce(full_precision(logits), reduction, weight=weight, divisor=count)
-    likely = sigmoid_likelihood(logits, target, weight, ignore_index, quality=kind.quality)
+    quality = kind.code >= QUALITY  # the target is the quality of a detection, and no mask
+    likely = sigmoid_likelihood(logits, target, weight, ignore_index, quality=quality)
     return reduce(formula(likely), reduction, weight=likely.weight, divisor=count)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
@@ -23,7 +23,9 @@ __all__ = [
 TINY = torch.finfo(torch.float32).tiny
 
 
-class Bernoulli(NamedTuple):
+# No named tuple, whose properties torch.compile of 2.6 does not find.
+@dataclass(slots=True, eq=False)
+class Bernoulli:
     """Independent yes-or-no elements, all of one shape."""
 
     log_p: Tensor

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -26,7 +26,9 @@ __all__ = [
 COLUMNS, SQUARES = 3, 5
 
 
-class Overlap(NamedTuple):
+# No named tuple, whose properties torch.compile of 2.6 does not find.
+@dataclass(slots=True, eq=False)
+class Overlap:
     """Weighted sums over the pixels of an image, [n c], or of the batch, [c]."""
 
     sums: Tensor

@@ -148,7 +148,7 @@ class SharedLogits(StandIn):
 def _plain(x: Any) -> Any:
     if isinstance(x, SharedLogits):
         return x.tensor
-    return type(x)(map(_plain, x)) if isinstance(x, list | tuple) else x
+    return type(x)(map(_plain, x)) if isinstance(x, (list, tuple)) else x
 
 
 def _operator(name: str) -> Callable[..., Any]:

@@ -5,6 +5,7 @@ Both come from one pass over the logits (`softmax_pass`), which is what has fast
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
@@ -111,7 +112,9 @@ def _asked(
     )
 
 
-class Categorical(NamedTuple):
+# No named tuple, whose properties torch.compile of 2.6 does not find.
+@dataclass(slots=True, eq=False)
+class Categorical:
     """The likelihood of one of ``c`` exclusive classes.
 
     For labels every map is [n *s]: that of the class of the label. For class probabilities there is

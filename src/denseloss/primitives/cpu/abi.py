@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import ctypes
 import functools
+import threading
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -24,6 +25,8 @@ __all__ = [
     "results",
     "small",
 ]
+
+R = TypeVar("R")
 
 # The order of `enum dtype` in elements.h.
 CODES = {
@@ -81,8 +84,22 @@ def empty(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
     return torch.empty(shape, dtype=dtype, device=CPU)
 
 
+def _apart(make: Callable[[], R]) -> R:
+    """What ``make`` returns when it runs in a thread of its own.
+
+    This module may be imported at a first call under a mode: torch.export's, FakeTensorMode, a
+    transform of torch.func. A tensor made there would be fake or wrapped for the whole process.
+    Modes belong to threads.
+    """
+    made: list[R] = []
+    thread = threading.Thread(target=lambda: made.append(make()))
+    thread.start()
+    thread.join()
+    return made[0]
+
+
 # `torch.empty_like` is the fastest way to a small tensor: it has no dtype or device to read.
-_NUMBER = empty()
+_NUMBER, _TWO = _apart(lambda: (empty(), empty(2)))
 
 
 def number() -> Tensor:
@@ -110,14 +127,13 @@ def mapped(upstream: Tensor | None) -> bool:
     return upstream is not None and upstream.ndim > 0
 
 
-_TWO = empty(2)
 # What an operator returns where it was not asked; the autograd Functions drop it. One for each
 # output: torch.compile wants no two of them to be the same tensor.
-NOTHING = tuple(empty(0) for _ in range(6))
-_NO_SUMS, _NO_VALUES = empty(0), empty(0)
-_NO_GRAD = {
-    dtype: empty(0, dtype=dtype) for dtype in (torch.float32, torch.float16, torch.bfloat16)
-}
+NOTHING = _apart(lambda: tuple(empty(0) for _ in range(6)))
+_NO_SUMS, _NO_VALUES = _apart(lambda: (empty(0), empty(0)))
+_NO_GRAD = _apart(
+    lambda: {x: empty(0, dtype=x) for x in (torch.float32, torch.float16, torch.bfloat16)}
+)
 
 
 def results(

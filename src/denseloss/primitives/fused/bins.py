@@ -29,6 +29,8 @@ def bin_loss(
     if not logits.is_contiguous():
         return Declined("logits are not contiguous")
     rows = logits.shape[:-1]
+    # Each with a name: torch.compile of 2.6 takes two saved tensors that it names alike for one.
+    position, each = target.float().contiguous(), row_weights(weight, rows)
 
     def definition(z: Tensor, *, reduction: str) -> Tensor:
         value: Tensor = reference("bin_loss")(
@@ -39,7 +41,7 @@ def bin_loss(
     return reduced(
         "bins",
         logits,
-        (target.float().contiguous(), row_weights(weight, rows)),
+        (position, each),
         (),
         definition,
         rows=rows.numel(),

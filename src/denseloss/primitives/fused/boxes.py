@@ -34,6 +34,8 @@ def box_loss(
         return Declined("boxes are not contiguous")
     target = target_boxes if target_boxes.dtype in layout.WIDTHS else target_boxes.float()
     rows = boxes.shape[:-1]
+    # Each with a name: torch.compile of 2.6 takes two saved tensors that it names alike for one.
+    pairs, each = target.contiguous(), row_weights(weight, rows)
 
     def definition(z: Tensor, *, reduction: str) -> Tensor:
         value: Tensor = reference("box_loss")(
@@ -44,7 +46,7 @@ def box_loss(
     return reduced(
         "boxes",
         boxes,
-        (target.contiguous(), row_weights(weight, rows)),
+        (pairs, each),
         (kind, FORMATS[fmt]),
         definition,
         rows=rows.numel(),

@@ -16,6 +16,7 @@ if "cpu" in backend.missing():
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    """Let the oldest torch that is supported warn of itself."""
     if torch.__version__.startswith("2.6."):  # it warns of what its own torch.compile does
         for said, kind in (
             (".*torch.autograd.function.Function.* should not be inst", "DeprecationWarning"),

@@ -21,6 +21,7 @@ def ncut_loss(
     sigma_intensity=10.0,
     sigma_space=4.0,
     variant="paper",
+    count=None,
     reduction="mean",
 ):
     """K − Σ_k [Σ_u p_uk Σ_v w_uv p_vk] / [Σ_u p_uk Σ_v w_uv], with a dense matrix w per image."""
@@ -38,7 +39,7 @@ def ncut_loss(
                 ratio(p[n, k] @ w @ p[n, k], (p[n, k] @ w).sum()) for k in range(classes)
             )
     counts = dict.fromkeys(values, 1.0)
-    return reduced(values, counts, (images,), logits, reduction)
+    return reduced(values, counts, (images,), logits, reduction, count)
 
 
 def affinity(colour, space, radius, sigma_intensity, sigma_space):

@@ -5,6 +5,7 @@ On a machine with a GPU everything here runs on it as well.
 
 from __future__ import annotations
 
+import os
 import sys
 import threading
 
@@ -26,6 +27,9 @@ if "cuda" in DEVICES and not torch.cuda.is_available():
     DEVICES.remove("cuda")
 
 ERROR = {torch.float32: 6e-7, torch.float16: 1e-3, torch.bfloat16: 8e-3}
+if os.environ.get("DENSELOSS_KERNELS"):  # those of tests/test_sanitizers.py
+    # Between the checks of the sanitizers no loop is vectorised: one lane sums up what 16 did.
+    ERROR[torch.float32] = 2e-6
 N, C, H, W = 2, 5, 33, 47
 
 
@@ -320,7 +324,7 @@ def test_boxes(name, dtype, device) -> None:
 
 
 @pytest.mark.parametrize("device", DEVICES)
-@pytest.mark.parametrize("bins", [1, 2, 17, 33])
+@pytest.mark.parametrize("bins", [2, 17, 33])
 def test_bins(bins, device) -> None:
     z = draw(N, C, H, bins)
     for dtype in ERROR:
@@ -330,14 +334,11 @@ def test_bins(bins, device) -> None:
                 given = {k: like(v, z) if k == "weight" else v for k, v in options.items()}
                 return F.distribution_focal_loss(z, like(BINS, z) - 1, **given)
 
-            if bins > 1:
-                compared(case, z, dtype, device)
-            else:
-                assert not case(z.to(dtype)).abs().any()
+            compared(case, z, dtype, device)
 
 
 @pytest.mark.parametrize("device", DEVICES)
-@pytest.mark.parametrize("classes", [1, 2, 21, 33, 150, 1000])
+@pytest.mark.parametrize("classes", [2, 21, 33, 150, 1000])
 def test_numbers_of_classes(classes, device) -> None:
     t = labels(1, 23, classes=classes)
     for sum_ in ("cross_entropy + dice", "focal", "cross_entropy(label_smoothing=0.1)"):
@@ -345,8 +346,6 @@ def test_numbers_of_classes(classes, device) -> None:
             z = draw(1, classes, 23)
             if last:
                 z = z.mT.contiguous().mT
-            if classes == 1 and sum_ != "cross_entropy + dice":
-                continue  # nothing to learn: the gradient is 0
             # The sum over the classes of a softmax rounds once for each.
             error = 3e-8 * classes
             compared(lambda z, s=sum_: parse(s)(z, on(t, z)), z, torch.float32, device, error=error)
@@ -943,8 +942,8 @@ def test_primitives_alone() -> None:
             one = fast(*args, pool=pool)
             with backend.use("reference"):
                 other = fast(*(a.double() if i == 0 else a for i, a in enumerate(args)), pool=pool)
-            for a, b in zip(one, other, strict=True):
-                torch.testing.assert_close(a.double(), b.double(), rtol=2e-6, atol=1e-6)
+            torch.testing.assert_close(one.sums.double(), other.sums, rtol=2e-6, atol=1e-6)
+            assert torch.equal(one.present.double(), other.present)
     one = edge_sums(z, MASK, None, None, gamma=5.0, window=31, plain=True)
     with backend.use("reference"):
         other = edge_sums(z.double(), MASK, None, None, gamma=5.0, window=31, plain=True)

@@ -208,6 +208,104 @@ def test_deep_supervision() -> None:
         DeepSupervision(CrossEntropyLoss(), weights=[1, 0.5])(maps, T)
 
 
+MAPS = [
+    torch.randn(2, 3, size, size + 1, generator=torch.Generator().manual_seed(4))
+    for size in (9, 5, 3, 2)
+]
+LABELS = torch.randint(0, 3, (2, 9, 10), generator=torch.Generator().manual_seed(5))
+
+
+def test_weights_of_maps_as_given() -> None:
+    each = [AtTargetSize(DiceLoss())(z, LABELS) for z in MAPS[:2]]
+    given = DeepSupervision(DiceLoss(), weights=[1, 0.5], normalise=False)
+    torch.testing.assert_close(given(MAPS[:2], LABELS), each[0] + 0.5 * each[1])
+    share = DeepSupervision(DiceLoss(), weights=[1, 0.5])
+    torch.testing.assert_close(share(MAPS[:2], LABELS), (each[0] + 0.5 * each[1]) / 1.5)
+    assert repr(given) != repr(share)
+    assert "normalise=False" in repr(given)
+
+
+def test_a_map_of_weight_0_is_skipped() -> None:
+    maps = [MAPS[0], torch.full_like(MAPS[1], torch.nan).requires_grad_()]
+    for criterion in (DiceLoss(), parse("dice + cross_entropy")):
+        deep = DeepSupervision(criterion, weights=[1, 0])
+        assert torch.equal(deep(maps, LABELS), criterion(MAPS[0], LABELS))
+    assert sum(deep.terms(maps, LABELS).values()) == deep(maps, LABELS)
+
+
+def test_a_target_for_each_map() -> None:
+    targets = [LABELS, LABELS[:, ::2, ::2][:, :5, :5].flip(0), LABELS[:, :3, :4]]
+    targets[1] = torch.nn.functional.pad(targets[1], (0, 1), value=-100)
+    criterion = parse("cross_entropy + dice")
+    deep = DeepSupervision(criterion, weights=[3, 2, 1], normalise=False)
+    each = [criterion(z, t) for z, t in zip(MAPS[:3], targets, strict=True)]
+    torch.testing.assert_close(deep(MAPS[:3], targets), 3 * each[0] + 2 * each[1] + each[2])
+    weights = [torch.rand(t.shape) for t in targets]
+    each = [criterion(z, t, weight=w) for z, t, w in zip(MAPS[:3], targets, weights, strict=True)]
+    value = deep(MAPS[:3], tuple(targets), weight=weights)
+    torch.testing.assert_close(value, 3 * each[0] + 2 * each[1] + each[2])
+
+
+def nearest(x: torch.Tensor, size: torch.Size) -> torch.Tensor:
+    """[n *s] as torch shrinks it."""
+    return F.interpolate(x.unsqueeze(1).double(), size, mode="nearest-exact").squeeze(1).to(x.dtype)
+
+
+def test_a_target_that_shrinks() -> None:
+    w = torch.rand(2, 9, 10)
+    deep = DeepSupervision(CrossEntropyLoss(), resize="target", normalise=False)
+    for options in ({}, {"weight": w}, {"class_weight": torch.tensor([1.0, 2, 3])}):
+        wanted = 0
+        for i, z in enumerate(MAPS):
+            small = nearest(LABELS, z.shape[2:])
+            chosen = dict(options)
+            if "weight" in chosen:
+                chosen["weight"] = nearest(w, z.shape[2:])
+            wanted = wanted + 0.5**i * f.cross_entropy_loss(z, small, **chosen)
+        torch.testing.assert_close(deep(MAPS, LABELS, **options), wanted)
+        torch.testing.assert_close(deep(MAPS, LABELS.unsqueeze(1), **options), wanted)
+    masks = f.one_hot(LABELS, 3)
+    binary = DeepSupervision(BinaryDiceLoss(), resize="target", weights=[0, 1, 0, 0])
+    small = F.interpolate(masks, MAPS[1].shape[2:], mode="nearest-exact")
+    torch.testing.assert_close(binary(MAPS, masks), f.binary_dice_loss(MAPS[1], small))
+
+
+@pytest.mark.parametrize(
+    ("name", "weights", "shrinks"),
+    [
+        ("pranet", [1, 1, 1, 1], False),
+        ("f3net", [0.5, 0.5, 0.5, 0.25, 0.125, 0.0625], False),
+        ("nnunet", [4 / 7, 2 / 7, 1 / 7, 0], True),
+        ("monai", [1, 0.5, 0.25, 0.125], True),
+        ("torchvision", [1, 0.5], False),
+    ],
+)
+def test_presets(name: str, weights: list[float], shrinks: bool) -> None:
+    criterion = parse("cross_entropy + dice")
+    maps = (MAPS + [2 * z for z in MAPS])[: len(weights)]
+    wanted = 0
+    for weight, z in zip(weights, maps, strict=True):
+        if shrinks:
+            wanted = wanted + weight * criterion(z, nearest(LABELS, z.shape[2:]))
+        else:
+            wanted = wanted + weight * AtTargetSize(criterion)(z, LABELS)
+    deep = DeepSupervision.preset(name, criterion)
+    torch.testing.assert_close(deep(maps, LABELS), wanted)
+    torch.testing.assert_close(sum(deep.terms(maps, LABELS).values()), wanted)
+    for other in (copy.deepcopy(deep), pickle.loads(pickle.dumps(deep))):
+        assert torch.equal(other(maps, LABELS), deep(maps, LABELS))
+    assert repr(deep) != repr(DeepSupervision(criterion))
+
+
+def test_the_preset_of_monai_is_monais() -> None:
+    monai = pytest.importorskip("monai.losses")
+    theirs = monai.DeepSupervisionLoss(monai.DiceCELoss(to_onehot_y=True, softmax=True))
+    maps = [*MAPS, 0.5 * MAPS[3], 2 * MAPS[3]]  # the weights end at 1/16
+    ours = DeepSupervision.preset("monai", parse("dice(smooth=1e-5) + cross_entropy"))
+    value = theirs(maps, LABELS.unsqueeze(1).float())
+    torch.testing.assert_close(ours(maps, LABELS), value)
+
+
 # ---------------------------------------------------------------- shared and resized passes
 
 

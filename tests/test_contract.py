@@ -283,7 +283,7 @@ def test_a_signature_is_short_and_says_what_is_taken() -> None:
     for part in (
         "(logits: float[n c *s], target: int[n *s] | int[n 1 *s] | float[n c *s], *, ",
         "smooth: >= 0 = 1.0",
-        "ignore_index: int = -100",
+        "ignore_index: int | None = -100",
         "pool: 'image' | 'batch' = 'image'",
         "class_weight: real[c] | None = None",
     ):
@@ -330,7 +330,7 @@ def test_shared_arguments_are_filled_in_where_they_belong() -> None:
 
     assert inspect.getdoc(ours_loss) == (
         "One line.\n\nArgs:\n    logits: scores z.\n    target: labels,\n        on two lines.\n"
-        "    weight: special.\n    ignore_index: the label of void pixels.\n"
+        "    weight: special.\n    ignore_index: the label of void pixels; None is none.\n"
         f"    extra: said although it is no argument.\n\nReturns:\n    A scalar.\n    {NAN}"
     )
 

@@ -129,14 +129,6 @@ def test_accumulated_sums_equal_one_batch(name: str) -> None:
     torch.testing.assert_close(grad, wanted)
 
 
-def test_sum_and_count_refuses_several_means() -> None:
-    logits, target, _ = batch()
-    with pytest.raises(ValueError, match="exactly one mean, it took 2"):
-        distributed.sum_and_count(parse("cross_entropy + dice"), logits, target)
-    with pytest.raises(ValueError, match="it took 0"):
-        distributed.sum_and_count(parse("dice(reduction='sum')"), logits, target)
-
-
 @pytest.mark.parametrize(
     "text",
     [
@@ -152,6 +144,84 @@ def test_what_pools_a_batch_cannot_be_accumulated(text: str) -> None:
     truth = masks if "binary" in text or "structure" in text else target
     with pytest.raises(ValueError, match="pools the whole batch"):
         distributed.sum_and_count(parse(text), logits, truth)
+
+
+# ---------------------------------------------------------------- DDP and FSDP2
+
+WRAPPED = {  # one for each kind of reduction
+    "mean": lambda z, t: parse("cross_entropy")(z, t),
+    "means": lambda z, t: parse("cross_entropy + 0.5*dice + focal")(z, t),
+    "pooled sums": lambda z, t: parse("dice(pool='batch')")(z, t),
+    "batch-wide": lambda z, t: parse("structure(variant='released', window=3)")(
+        z, (t > 0)[:, None]
+    ),
+    "balanced": lambda z, t: parse("balanced_cross_entropy")(z, t),
+    "count": lambda z, t: functional.focal_loss(z, t, count=(t == 1).sum()),
+}
+
+
+def scene() -> tuple[torch.Tensor, torch.Tensor]:
+    g = torch.Generator().manual_seed(7)
+    images, labels = (
+        torch.randn(4, 2, 6, 5, generator=g),
+        torch.randint(0, 3, (4, 6, 5), generator=g),
+    )
+    labels[0, :5] = -100
+    return images.double(), labels
+
+
+def network(kind: str) -> torch.nn.Module:
+    torch.manual_seed(0)
+    last = 1 if kind == "batch-wide" else 3
+    return torch.nn.Sequential(
+        torch.nn.Conv2d(2, 4, 3, padding=1), torch.nn.Conv2d(4, last, 1)
+    ).double()
+
+
+def wrapped_main(rank: int, file: str, folder: str) -> None:
+    from torch.distributed.fsdp import fully_shard
+
+    dist.init_process_group(
+        "gloo", init_method=f"file://{file}", rank=rank, world_size=2, timeout=timedelta(seconds=60)
+    )
+    torch.set_num_threads(1)
+    images, labels = (x[:1] if rank == 0 else x[1:] for x in scene())
+    mesh = dist.init_device_mesh("cpu", (2,))
+    found = {}
+    for kind, criterion in WRAPPED.items():
+        for wrapper in ("ddp", "fsdp2"):
+            model = network(kind)
+            if wrapper == "ddp":
+                called = torch.nn.parallel.DistributedDataParallel(model)
+            else:
+                called = fully_shard(model, mesh=mesh)
+            with distributed.exact():
+                criterion(called(images), labels).backward()
+            grads = [p.grad for p in model.parameters()]
+            found[kind, wrapper] = [
+                g.full_tensor() if hasattr(g, "full_tensor") else g for g in grads
+            ]
+    torch.save(found, Path(folder) / f"{rank}.pt")
+    dist.destroy_process_group()
+
+
+def test_gradients_are_exact_under_ddp_and_fsdp2(tmp_path: Path) -> None:
+    context = multiprocessing.get_context("spawn")
+    processes = [
+        context.Process(target=wrapped_main, args=(r, str(tmp_path / "meet"), str(tmp_path)))
+        for r in range(2)
+    ]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join(120)
+        assert process.exitcode == 0
+    images, labels = scene()
+    for rank in range(2):
+        for (kind, _), grads in torch.load(tmp_path / f"{rank}.pt").items():
+            model = network(kind)
+            WRAPPED[kind](model(images), labels).backward()
+            torch.testing.assert_close(grads, [p.grad for p in model.parameters()])
 
 
 def outside_main(rank: int, file: str) -> None:

@@ -269,6 +269,11 @@ class Resized:
     """Logits are brought to the size of the labels, then a loss of pixels is taken."""
 
     @staticmethod
+    def two_heads(outputs, labels):
+        loss = F.cross_entropy(outputs["out"], labels, ignore_index=255)
+        return loss + 0.5 * F.cross_entropy(outputs["aux"], labels, ignore_index=255)
+
+    @staticmethod
     def segformer(logits, labels):
         up = F.interpolate(logits, labels.shape[-2:], mode="bilinear", align_corners=False)
         return F.cross_entropy(up, labels, ignore_index=255)

@@ -8,6 +8,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from denseloss import functional, losses
+from denseloss.contract import kinds
 from denseloss.module import LossModule
 from denseloss.testing import CHECKS, Case, Subject, check_module
 from tests.oracles import oracles
@@ -21,6 +22,15 @@ INEXACT_GRADIENT = {"ciou_loss"}
 # These cost a compilation, or a Jacobian: once per loss. The others are cheap and meet drawn cases.
 ONCE = {"gradient", "compile", "no_host_read", "errors", "keywords", "oracle"}
 DRAWN = [name for name in CHECKS if name not in ONCE]
+
+
+def least_classes(name: str) -> int:
+    """Exclusive classes are two or more."""
+    least = next(iter(kinds(getattr(functional, name)).values())).least
+    return least[1] if least is not None and least[0] == "c" else 1
+
+
+LEAST = {name: least_classes(name) for name in LOSSES}
 
 
 def subject(name: str) -> Subject:
@@ -39,11 +49,11 @@ def test_battery(name: str, check: str) -> None:
 
 
 @st.composite
-def cases(draw: st.DrawFn) -> Case:
+def cases(draw: st.DrawFn, least: int = 1) -> Case:
     space = draw(st.lists(st.integers(3, 6), min_size=1, max_size=3))
     sizes = {
         "n": draw(st.integers(1, 3)),
-        "c": draw(st.integers(1, 5)),
+        "c": draw(st.integers(least, 5)),
         "*s": tuple(space),
         "*m": (draw(st.integers(3, 9)),),
         "k": draw(st.integers(2, 9)),
@@ -54,17 +64,18 @@ def cases(draw: st.DrawFn) -> Case:
 @pytest.mark.parametrize("check", DRAWN)
 @pytest.mark.parametrize("name", LOSSES)
 @settings(max_examples=6, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
-@given(case=cases())
-def test_battery_on_drawn_cases(name: str, check: str, case: Case) -> None:
-    CHECKS[check](subject(name), case)
+@given(data=st.data())
+def test_battery_on_drawn_cases(name: str, check: str, data: st.DataObject) -> None:
+    CHECKS[check](subject(name), data.draw(cases(least=LEAST[name])))
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("check", [*DRAWN, "gradient", "oracle"])
 @pytest.mark.parametrize("name", LOSSES)
 @settings(max_examples=60, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
-@given(case=cases())
-def test_battery_on_many_cases(name: str, check: str, case: Case) -> None:
+@given(data=st.data())
+def test_battery_on_many_cases(name: str, check: str, data: st.DataObject) -> None:
+    case = data.draw(cases(least=LEAST[name]))
     if name == "ncut_loss" and check == "gradient":
         case = Case({**case.sizes, "*s": tuple(min(s, 4) for s in case.sizes["*s"][:2])}, case.seed)
     CHECKS[check](subject(name), case)

@@ -26,7 +26,8 @@ def poly1_cross_entropy_loss(
     *,
     epsilon: NonNegative = 1.0,
     weight: PixelWeight | None = None,
-    ignore_index: int = -100,
+    ignore_index: int | None = -100,
+    count: Count | NonNegative | None = None,
     reduction: Reduction = "mean",
 ) -> Tensor:
     r"""Cross entropy whose first polynomial coefficient is larger.
@@ -56,7 +57,7 @@ def poly1_cross_entropy_loss(
     """
     likely = softmax_likelihood(logits, target, weight, ignore_index)
     values = likely.expected(likely.entropy + epsilon * likely.miss)
-    return reduce(values, reduction, weight=likely.weight)
+    return reduce(values, reduction, weight=likely.weight, divisor=count)
 
 
 class Poly1CrossEntropyLoss(LossModule):
@@ -84,7 +85,8 @@ def log_cosh_dice_loss(
     absent: Absent = "count",
     class_weight: ClassWeight | None = None,
     weight: PixelWeight | None = None,
-    ignore_index: int = -100,
+    ignore_index: int | None = -100,
+    count: Count | NonNegative | None = None,
     reduction: Reduction = "mean",
 ) -> Tensor:
     r"""Logarithm of the hyperbolic cosine of the Dice loss of each exclusive class.
@@ -112,7 +114,9 @@ def log_cosh_dice_loss(
     """
     sums = softmax_overlap(logits, target, weight, ignore_index, pool=pool)
     values = sums.dissimilarity(a=2, b=0, c=1, d=1, s=smooth).cosh().log()
-    return reduce_classes(values, sums, reduction, absent=absent, class_weight=class_weight)
+    return reduce_classes(
+        values, sums, reduction, absent=absent, class_weight=class_weight, count=count
+    )
 
 
 class LogCoshDiceLoss(LossModule):
@@ -131,14 +135,14 @@ __all__ += ["LogCoshDiceLoss", "log_cosh_dice_loss"]
 PIXEL_ORACLE = """
 
 def poly1_cross_entropy_loss(
-    logits, target, *, epsilon=1.0, weight=None, ignore_index=-100, reduction="mean"
+    logits, target, *, epsilon=1.0, weight=None, ignore_index=-100, count=None, reduction="mean"
 ):
     values, counts = {}, {}
     for place, z, t, w in pixels(logits, target, weight, ignore_index):
         log_p = z.log_softmax(0)
         terms = [t[c] * (-log_p[c] + epsilon * (1 - log_p[c].exp())) for c in range(len(z))]
         values[place], counts[place] = w * sum(terms), w
-    return reduced(values, counts, (len(logits), *logits.shape[2:]), logits, reduction)
+    return reduced(values, counts, (len(logits), *logits.shape[2:]), logits, reduction, count)
 
 
 ORACLES["poly1_cross_entropy_loss"] = poly1_cross_entropy_loss
@@ -156,13 +160,14 @@ def log_cosh_dice_loss(
     class_weight=None,
     weight=None,
     ignore_index=-100,
+    count=None,
     reduction="mean",
 ):
     def score(i, p, t):  # `region` takes one minus it
         return 1 - (1 - dice_score(1.0, smooth)(i, p, t)).cosh().log()
 
     found = members(logits, target, weight, ignore_index)
-    return region(found, score, logits, pool, absent, class_weight, reduction)
+    return region(found, score, logits, pool, absent, class_weight, count, reduction)
 
 
 ORACLES["log_cosh_dice_loss"] = log_cosh_dice_loss

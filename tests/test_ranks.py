@@ -43,6 +43,8 @@ def variants(name: str) -> Iterator[str]:
 
 
 TEXTS = [text for name in names() for text in variants(name)] + SUMS
+# Colours of 0 to 255 saturate its fourth power, and the gradient is 0, unless σ is as large.
+TEXTS.append("ncut(variant='class_mean', sigma_intensity=3e4)")
 
 
 def inputs(text: str, dtype: torch.dtype) -> list[Tensor]:
@@ -77,10 +79,11 @@ def called(kind: str, criterion: nn.Module, given: list[Tensor], options: dict[s
 
 
 def weights(text: str, given: list[Tensor]) -> list[dict[str, Any]]:
-    """No weight; and one that leaves the first image (a whole rank) without a valid pixel."""
+    """Nothing; a divisor; a weight that leaves the first image (a whole rank) without a pixel."""
     loss = next(iter(parse(text).losses.values())).function
+    count = {"count": torch.tensor(6.0)}
     if "weight" not in kinds(loss):
-        return [{}]
+        return [{}, count]
     first = given[0]
     shape = {
         "PixelWeight": (4, *first.shape[2:]),
@@ -88,10 +91,13 @@ def weights(text: str, given: list[Tensor]) -> list[dict[str, Any]]:
     }.get(kinds(loss)["weight"].name, given[1].shape)
     w = torch.linspace(0.5, 1.5, 4, dtype=first.dtype).reshape(-1, *[1] * (len(shape) - 1))
     w[0] = 0
-    return [{}, {"weight": w.expand(shape)}]
+    return [{}, count, {"weight": w.expand(shape)}]
 
 
 def part(x: Any, rank: int, world: int) -> Any:
+    """What a rank has of images, or its own share of a divisor."""
+    if x.ndim == 0:
+        return x * SPLITS[world][rank] / sum(SPLITS[world])
     start = sum(SPLITS[world][:rank])
     return x[start : start + SPLITS[world][rank]]
 

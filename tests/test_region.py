@@ -42,7 +42,7 @@ def binary_members(logits, target, weight, ignore_index):
         yield place[0], place[1], torch.sigmoid(z), t, w
 
 
-def region(members, score, logits, pool, absent, class_weight, reduction):
+def region(members, score, logits, pool, absent, class_weight, count, reduction):
     """1 − score(I, P, T) of every class of every image, or of every class of the batch.
 
     I = (P + T − Σ w |p − t|)/2, which is Σ w p t where t is 0 or 1.
@@ -63,7 +63,7 @@ def region(members, score, logits, pool, absent, class_weight, reduction):
         values[entry] = price * (1 - score(intersection, prediction[entry], truth[entry]))
         counts[entry] = price
     shape = (images, classes) if pool == "image" else (classes,)
-    return reduced(values, counts, shape, logits, reduction)
+    return reduced(values, counts, shape, logits, reduction, count)
 
 
 def fraction(numerator, denominator):
@@ -98,11 +98,12 @@ def dice_loss(
     class_weight=None,
     weight=None,
     ignore_index=-100,
+    count=None,
     reduction="mean",
 ):
     found = members(logits, target, weight, ignore_index)
     score = dice_score(beta, smooth)
-    return region(found, score, logits, pool, absent, class_weight, reduction)
+    return region(found, score, logits, pool, absent, class_weight, count, reduction)
 
 
 def binary_dice_loss(
@@ -116,11 +117,12 @@ def binary_dice_loss(
     class_weight=None,
     weight=None,
     ignore_index=None,
+    count=None,
     reduction="mean",
 ):
     found = binary_members(logits, target, weight, ignore_index)
     score = dice_score(beta, smooth)
-    return region(found, score, logits, pool, absent, class_weight, reduction)
+    return region(found, score, logits, pool, absent, class_weight, count, reduction)
 
 
 def jaccard_loss(
@@ -133,10 +135,13 @@ def jaccard_loss(
     class_weight=None,
     weight=None,
     ignore_index=-100,
+    count=None,
     reduction="mean",
 ):
     found = members(logits, target, weight, ignore_index)
-    return region(found, jaccard_score(smooth), logits, pool, absent, class_weight, reduction)
+    return region(
+        found, jaccard_score(smooth), logits, pool, absent, class_weight, count, reduction
+    )
 
 
 def binary_jaccard_loss(
@@ -149,10 +154,13 @@ def binary_jaccard_loss(
     class_weight=None,
     weight=None,
     ignore_index=None,
+    count=None,
     reduction="mean",
 ):
     found = binary_members(logits, target, weight, ignore_index)
-    return region(found, jaccard_score(smooth), logits, pool, absent, class_weight, reduction)
+    return region(
+        found, jaccard_score(smooth), logits, pool, absent, class_weight, count, reduction
+    )
 
 
 def tversky_loss(
@@ -167,11 +175,12 @@ def tversky_loss(
     class_weight=None,
     weight=None,
     ignore_index=-100,
+    count=None,
     reduction="mean",
 ):
     found = members(logits, target, weight, ignore_index)
     score = tversky_score(alpha, beta, smooth)
-    return region(found, score, logits, pool, absent, class_weight, reduction)
+    return region(found, score, logits, pool, absent, class_weight, count, reduction)
 
 
 def binary_tversky_loss(
@@ -186,11 +195,12 @@ def binary_tversky_loss(
     class_weight=None,
     weight=None,
     ignore_index=None,
+    count=None,
     reduction="mean",
 ):
     found = binary_members(logits, target, weight, ignore_index)
     score = tversky_score(alpha, beta, smooth)
-    return region(found, score, logits, pool, absent, class_weight, reduction)
+    return region(found, score, logits, pool, absent, class_weight, count, reduction)
 
 
 ORACLES = {

@@ -38,6 +38,7 @@ def structure_loss(
     variant="corrected",
     weight=None,
     ignore_index=None,
+    count=None,
     reduction="mean",
 ):
     """wBCE + wIoU per channel, w = 1 + γ |box mean of t − t|; void counts as 0 in that mean."""
@@ -74,7 +75,7 @@ def structure_loss(
         score = (intersection + smooth) / denominator if denominator != 0 else intersection + 1
         values[entry] = w_bce + 1 - score
         counts[entry] = 1.0
-    return reduced(values, counts, tuple(logits.shape[:2]), logits, reduction)
+    return reduced(values, counts, tuple(logits.shape[:2]), logits, reduction, count)
 
 
 def bce(z, t):

@@ -9,17 +9,18 @@ from __future__ import annotations
 
 import ast
 import math
-from collections.abc import Iterator, Sequence
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from denseloss import losses
-from denseloss.contract import nearest
+from denseloss import distributed, losses
+from denseloss.contract import Kind, describe, kinds, nearest
 from denseloss.module import LossModule
 from denseloss.primitives.overlap import COLUMNS
 from denseloss.primitives.shared import Expected, SharedLogits
+from denseloss.targets import ClassScores
 
 __all__ = ["AtTargetSize", "DeepSupervision", "ParseError", "WeightedSum", "names", "parse"]
 
@@ -61,10 +62,31 @@ class WeightedSum(nn.Module):
             weight, loss = term if isinstance(term, tuple) else (1.0, term)
             if not isinstance(loss, nn.Module):
                 raise TypeError(
-                    f"WeightedSum: {name} must be a Module or (weight, Module), got {loss!r:.60}; "
-                    "the Module of dice_loss is DiceLoss()"
+                    f"WeightedSum: {name} must be a Module or (weight, Module), got {loss!r:.60}"
+                    + _module_hint(loss)
                 )
             self.weights[name], self.losses[name] = float(weight), loss
+        self._check()
+
+    def _check(self) -> None:
+        """Raise where the terms cannot be terms of one sum."""
+        (first, one), *others = self.losses.items()
+        for name, other in others:
+            if not isinstance(one, LossModule) or not isinstance(other, LossModule):
+                continue
+            if not _alike(one, other):
+                raise ValueError(
+                    f"WeightedSum: {first} takes {_inputs(one)}, {name} {_inputs(other)}; the "
+                    f"terms of a sum take the same tensors{_box_hint(one, other)}: call the "
+                    "losses one by one and add their values"
+                )
+            if (getattr(one, "reduction", "") == "none") != (
+                getattr(other, "reduction", "") == "none"
+            ):
+                raise ValueError(
+                    f"WeightedSum: {first} and {name} cannot be added: one has reduction='none', "
+                    "so many values, the other gives one number"
+                )
 
     def named_terms(self) -> Iterator[tuple[str, float, nn.Module]]:
         """Name, weight and loss of each term, in order."""
@@ -89,7 +111,11 @@ class WeightedSum(nn.Module):
 
     def forward(self, *tensors: Any, **options: Any) -> Tensor:
         """The sum of the terms."""
-        first, *rest = self.terms(*tensors, **options).values()
+        terms = self.terms(*tensors, **options)
+        first, *rest = terms.values()
+        if any(value.shape != first.shape for value in rest):
+            shapes = ", ".join(f"{name} {list(value.shape)}" for name, value in terms.items())
+            raise ValueError(f"WeightedSum: values of different shapes cannot be added: {shapes}")
         return sum(rest, first)
 
     def __str__(self) -> str:
@@ -105,9 +131,50 @@ class WeightedSum(nn.Module):
         return f"WeightedSum({self})"
 
 
+def _module_hint(value: Any) -> str:
+    """How to come to a Module from what stands for one."""
+    if isinstance(value, str):
+        return f'; pass denseloss.compose.parse("{value}")'
+    name = getattr(value, "__name__", "")
+    for module in names().values():
+        if value is module:
+            return f"; pass {name}()"
+        if name == module.function.__name__:
+            return f"; the Module of {name} is {module.__name__}()"
+    return "; denseloss.module.loss_module makes one of a function" if callable(value) else ""
+
+
 def _weighted(weight: float, value: Tensor) -> Tensor:
     # A factor of 1 would cost a pass over the gradient that the forward pass has made.
     return value if weight == 1 else weight * value
+
+
+# Kinds of tensors that may be one and the same: a mask per class is class probabilities, too.
+_ONE_TENSOR = [{"Logits", "Scores"}, {"ClassMap", "Masks"}, {"Masks", "Quality"}]
+_KINDS = {"Logits", "Scores", "Boxes", "Bins", "ClassMap", "Masks", "Quality", "BinTarget", "Image"}
+
+
+def _tensors(loss: LossModule) -> list[Kind]:
+    stated = kinds(type(loss).function)
+    return [stated[name] for name in type(loss).tensors if name in stated]
+
+
+def _alike(one: LossModule, other: LossModule) -> bool:
+    """Whether two losses take the same tensors, as far as their kinds are known."""
+    for a, b in zip(_tensors(one), _tensors(other), strict=False):
+        both = {a.name, b.name}
+        if len(both) == 2 and both <= _KINDS and both not in _ONE_TENSOR:
+            return False
+    return True
+
+
+def _inputs(loss: LossModule) -> str:
+    return " and ".join(kind.meaning for kind in _tensors(loss))
+
+
+def _box_hint(*losses: LossModule) -> str:
+    first = {_tensors(loss)[0].name for loss in losses if _tensors(loss)}
+    return " (the IoU of masks is jaccard)" if first == {"Boxes", "Logits"} else ""
 
 
 # What losses are expected to ask for before they have been called.
@@ -127,9 +194,12 @@ def _called(criterion: nn.Module, first: Any, *rest: Any, **options: Any) -> Ten
     """The value of a criterion, whose logits may be shared with others."""
     if isinstance(first, SharedLogits):
         if _takes_shared(criterion):
+            before = distributed.means()
             value: Tensor = criterion(first, *rest, **options)
-            if value.requires_grad or not (first.requires_grad and torch.is_grad_enabled()):
+            learns = first.requires_grad and torch.is_grad_enabled()
+            if not learns or distributed.learn(value, before):
                 return value
+            distributed.forget(before)
         # Something in it takes tensors only, such as an autograd Function of a user.
         first = first.tensor
     return criterion(first, *rest, **options)  # type: ignore[no-any-return]
@@ -169,16 +239,31 @@ def names() -> dict[str, type[LossModule]]:
     return found
 
 
-def parse(expression: str) -> WeightedSum:
+class MixedTerms(WeightedSum):
+    """Terms that may take different tensors: to be taken apart (`named_terms`), not called."""
+
+    def _check(self) -> None:
+        """Nothing is asked of them."""
+
+    def terms(self, *_: Any, **__: Any) -> dict[str, Tensor]:
+        """Raises: nobody knows which tensors are for which term."""
+        raise TypeError("MixedTerms: the terms may take different tensors: call them one by one")
+
+
+def parse(expression: str, *, mixed: bool = False) -> WeightedSum:
     """Read a weighted sum of losses, such as ``"cross_entropy + 0.5*dice(smooth=1)"``.
 
     A term is the name of a loss without ``_loss``, with keywords in brackets if need be and a
     number before it as its weight. Values are numbers, words in quotes, True, False, None, or
     lists of numbers where a tensor is expected (``class_weight=[1, 2, 5]``). Nothing is evaluated.
 
+    Args:
+        expression: the text.
+        mixed: whether terms may take different tensors; the answer is then only to be taken apart.
+
     Raises:
-        ParseError: not such an expression; an unknown name or keyword is answered with the
-            nearest right one.
+        ParseError: not such an expression, or a sum of losses that take different tensors; an
+            unknown name or keyword is answered with the nearest right one.
 
     Example:
         >>> parse("0.5*focal(gamma=3) + dice")
@@ -200,7 +285,12 @@ def parse(expression: str) -> WeightedSum:
         while key in terms:
             key, number = f"{name}_{number}", number + 1
         terms[key] = (weight, loss)
-    return WeightedSum(**terms)
+    try:
+        return (MixedTerms if mixed else WeightedSum)(**terms)
+    except ValueError as error:
+        raise ParseError(
+            f"{str(error).removeprefix('WeightedSum: ')} (in {expression!r})"
+        ) from None
 
 
 def _summands(node: ast.expr, sign: float, text: str) -> Iterator[tuple[float, ast.expr]]:
@@ -277,6 +367,13 @@ def _error(node: ast.expr, text: str, message: str) -> ParseError:
     return ParseError(f"cannot read {ast.unparse(node)!r} in the loss {text!r}: {message}")
 
 
+def _check_criterion(owner: str, criterion: Any) -> None:
+    if not isinstance(criterion, nn.Module):
+        raise TypeError(
+            f"{owner}: criterion must be a Module, got {criterion!r:.60}{_module_hint(criterion)}"
+        )
+
+
 class AtTargetSize(nn.Module):
     """A loss on logits that are smaller (or larger) than the labels: resized before the criterion.
 
@@ -297,6 +394,7 @@ class AtTargetSize(nn.Module):
 
     def __init__(self, criterion: nn.Module, align_corners: bool = False) -> None:  # noqa: FBT001 - as in torch
         super().__init__()
+        _check_criterion("AtTargetSize", criterion)
         self.criterion = criterion
         self.align_corners = align_corners
         several = isinstance(criterion, WeightedSum) and len(criterion.losses) > 1
@@ -319,6 +417,10 @@ class AtTargetSize(nn.Module):
         _remember(self, shared)
         return terms
 
+    def resized(self, logits: Tensor, target: Tensor) -> Tensor:
+        """The logits at the target's size, as the criterion sees them."""
+        return self._shared(logits, target).tensor
+
     def _shared(self, logits: Tensor, target: Tensor) -> SharedLogits:
         if not isinstance(logits, Tensor) or not isinstance(target, Tensor):
             raise TypeError(
@@ -340,15 +442,47 @@ class AtTargetSize(nn.Module):
         return "align_corners=True" if self.align_corners else ""
 
 
+# The weight of each map, from the number of maps: the finest first.
+_RULES: dict[str, Callable[[int], Sequence[float]]] = {
+    "halves": lambda count: [0.5**i for i in range(count)],
+    "ones": lambda count: [1.0] * count,
+    "nnunet": lambda count: [0.5**i for i in range(count - 1)] + [float(count == 1)],
+    "monai": lambda count: [max(0.5**i, 0.0625) for i in range(count)],
+    "torchvision": lambda _: [1.0, 0.5],
+    "f3net": lambda _: [0.5, 0.5, 0.5, 0.25, 0.125, 0.0625],
+}
+
+
+class _Preset(NamedTuple):
+    rule: str
+    normalise: bool = False
+    resize: str = "logits"
+
+
+_PRESETS = {
+    "pranet": _Preset("ones"),
+    "f3net": _Preset("f3net"),
+    "nnunet": _Preset("nnunet", normalise=True, resize="target"),
+    "monai": _Preset("monai", resize="target"),
+    "torchvision": _Preset("torchvision"),
+}
+
+
 class DeepSupervision(nn.Module):
-    """A loss on the maps of several decoder stages, each brought to the target's size.
+    """A loss on the maps of several decoder stages, each compared with the same target.
 
     L = Σ_i w_i L(z_i, target) / Σ_i w_i
 
+    A map of weight 0 is skipped: its stage gets no gradient, of which DDP must know
+    (``find_unused_parameters=True``).
+
     Args:
         criterion: a loss Module or `WeightedSum` that takes ``(logits, target)``.
-        weights: w_i, one per map, from the finest to the coarsest; None is 1, 1/2, 1/4, ...
-        align_corners: of the resizing, see `AtTargetSize`.
+        weights: w_i >= 0, one per map, from the finest to the coarsest; None is 1, 1/2, 1/4, ...
+        normalise: whether the weights are divided by their sum.
+        resize: what changes its size where they differ: the ``"logits"``, by interpolation (see
+            `AtTargetSize`), or the ``"target"`` and a ``weight``, by the nearest pixel.
+        align_corners: of the interpolation.
 
     Differs from:
         MONAI's DeepSupervisionLoss, which shrinks the labels to each map (nearest) and takes the
@@ -366,37 +500,174 @@ class DeepSupervision(nn.Module):
         criterion: nn.Module,
         weights: Sequence[float] | None = None,
         *,
+        normalise: bool = True,
+        resize: Literal["logits", "target"] = "logits",
         align_corners: bool = False,
     ) -> None:
         super().__init__()
+        if resize not in ("logits", "target"):
+            raise ValueError(
+                f"DeepSupervision: resize must be 'logits' or 'target', got {resize!r}"
+            )
+        _check_criterion("DeepSupervision", criterion)
         self.at_size = AtTargetSize(criterion, align_corners)
         self.weights = None if weights is None else tuple(float(w) for w in weights)
+        self.normalise, self.resize = normalise, resize
+        self._rule = "halves"
+        if self.weights is not None and not (
+            all(math.isfinite(w) and w >= 0 for w in self.weights) and sum(self.weights) > 0
+        ):
+            raise ValueError(
+                "DeepSupervision: weights must be numbers >= 0, one per map, and not all 0, got "
+                f"{list(self.weights)}"
+            )
 
-    def forward(self, maps: Sequence[Tensor], target: Tensor, **options: Any) -> Tensor:
-        """The weighted mean over the maps."""
-        shares = self._shares(len(maps))
-        parts: list[Tensor] = [
-            share * self.at_size(logits, target, **options)
-            for share, logits in zip(shares, maps, strict=True)
+    @classmethod
+    def preset(cls, name: str, criterion: nn.Module) -> DeepSupervision:
+        """The maps, weights and sizes of a published training code.
+
+        ========================  ====================================================  ==========
+        name                      weights of the maps                                   resized
+        ========================  ====================================================  ==========
+        ``"pranet"``              1 each, added up (Fan et al. 2020, arXiv:2006.11392)  logits
+        ``"f3net"``               1/2, 1/2, 1/2, 1/4, 1/8, 1/16, added up: the two      logits
+                                  predictions, then the stages (Wei et al. 2020,
+                                  arXiv:1911.11445)
+        ``"nnunet"``              1, 1/2, 1/4, ..., the last 0, divided by their sum    target
+                                  (Isensee et al. 2021, released code)
+        ``"monai"``               1, 1/2, ..., at least 1/16, added up                  target
+                                  (`DeepSupervisionLoss`, mode "exp")
+        ``"torchvision"``         1 and 1/2, added up: ``out`` and ``aux`` of its       logits
+                                  segmentation references
+        ========================  ====================================================  ==========
+
+        Args:
+            name: of the training code.
+            criterion: a loss Module or `WeightedSum` that takes ``(logits, target)``.
+
+        Raises:
+            ValueError: an unknown name.
+        """
+        if name not in _PRESETS:
+            near = nearest(name, _PRESETS)
+            mend = f"did you mean {near!r}?" if near else f"known: {', '.join(_PRESETS)}"
+            raise ValueError(f"DeepSupervision: unknown preset {name!r}; {mend}")
+        rule, normalise, resize = _PRESETS[name]
+        made = cls(criterion, normalise=normalise, resize=resize)  # type: ignore[arg-type]
+        made._rule = rule
+        return made
+
+    def forward(
+        self, maps: Sequence[Tensor], target: Tensor | Sequence[Tensor], **options: Any
+    ) -> Tensor:
+        """The weighted sum over the maps.
+
+        Args:
+            maps: logits [n c *s] of each stage, the finest first.
+            target: for all maps, or a list with one for each.
+            options: of the criterion; a list holds one value for each map.
+        """
+        parts = [
+            _weighted(share, self.at_size(logits, truth, **chosen))
+            for share, logits, truth, chosen in self._stages(maps, target, options)
         ]
         return sum(parts[1:], parts[0])
 
-    def terms(self, maps: Sequence[Tensor], target: Tensor, **options: Any) -> dict[str, Tensor]:
+    def terms(
+        self, maps: Sequence[Tensor], target: Tensor | Sequence[Tensor], **options: Any
+    ) -> dict[str, Tensor]:
         """The weighted terms, each summed over the maps."""
         total: dict[str, Tensor] = {}
-        for share, logits in zip(self._shares(len(maps)), maps, strict=True):
-            for name, value in self.at_size.terms(logits, target, **options).items():
-                total[name] = total[name] + share * value if name in total else share * value
+        for share, logits, truth, chosen in self._stages(maps, target, options):
+            for name, value in self.at_size.terms(logits, truth, **chosen).items():
+                value = _weighted(share, value)
+                total[name] = total[name] + value if name in total else value
         return total
 
+    def stages(
+        self, maps: Sequence[Tensor], target: Any, **options: Any
+    ) -> Iterator[tuple[Tensor, Any, dict[str, Any]]]:
+        """Logits, target and options of each map that counts."""
+        for _, logits, truth, chosen in self._stages(maps, target, options):
+            yield logits, truth, chosen
+
+    def _stages(
+        self, maps: Any, target: Any, options: dict[str, Any]
+    ) -> Iterator[tuple[float, Tensor, Any, dict[str, Any]]]:
+        """Share, logits, target and options of each map that counts."""
+        _check_maps(maps)
+        count = len(maps)
+        for name, value in (("target", target), *options.items()):
+            if _several(value) and len(value) != count:
+                raise ValueError(
+                    f"DeepSupervision: {name} must be one tensor, or a list of one for each "
+                    f"of {count} maps, got {len(value)}"
+                )
+        for i, (share, logits) in enumerate(zip(self._shares(count), maps, strict=True)):
+            if share == 0:
+                continue
+            truth, chosen = _of_map(target, i), {n: _of_map(x, i) for n, x in options.items()}
+            if self.resize == "target" and isinstance(truth, Tensor):
+                old, new = truth.shape[truth.ndim - logits.ndim + 2 :], logits.shape[2:]
+                if old != new:
+                    chosen = {n: _nearest_pixels(x, old, new) for n, x in chosen.items()}
+                    truth = _nearest_pixels(truth, old, new)
+            yield share, logits, truth, chosen
+
     def _shares(self, count: int) -> list[float]:
-        weights = self.weights or tuple(0.5**i for i in range(count))
+        weights = _RULES[self._rule](count) if self.weights is None else self.weights
         if len(weights) != count:
             raise ValueError(
                 f"DeepSupervision: there must be one map per weight, {len(weights)}, got {count}"
             )
-        return [w / sum(weights) for w in weights]
+        return [w / sum(weights) for w in weights] if self.normalise else list(weights)
 
     def extra_repr(self) -> str:
-        """The weights, where they are given."""
-        return "" if self.weights is None else f"weights={self.weights}"
+        """What is not the default."""
+        shown = [] if self.weights is None else [f"weights={self.weights}"]
+        shown += [f"weights={self._rule!r}"] if self._rule != "halves" else []
+        shown += [] if self.normalise else ["normalise=False"]
+        shown += ["resize='target'"] if self.resize == "target" else []
+        return ", ".join(shown)
+
+
+def _check_maps(maps: Any) -> None:
+    wanted = "DeepSupervision: maps must be a list of logits, one for each stage, the finest first"
+    if isinstance(maps, Tensor):
+        stacked = maps.ndim > 2
+        mend = "list(maps.unbind(1)) if they are stacked, [logits] for one map" if stacked else ""
+        raise TypeError(
+            f"{wanted}, got one tensor {describe(maps)}" + (f"; pass {mend}" if mend else "")
+        )
+    if isinstance(maps, Mapping):
+        raise TypeError(
+            f"{wanted}, got a {type(maps).__name__} of {', '.join(map(str, maps))}; pass "
+            "list(maps.values())"
+        )
+    if not isinstance(maps, list | tuple) or not all(isinstance(x, Tensor) for x in maps):
+        raise TypeError(f"{wanted}, got {describe(maps)}")
+    if not maps:
+        raise ValueError(f"{wanted}, got an empty list")
+
+
+def _several(value: Any) -> bool:
+    """Whether there is a value for each map."""
+    return isinstance(value, list | tuple) and not isinstance(value, ClassScores)
+
+
+def _of_map(value: Any, position: int) -> Any:
+    return value[position] if _several(value) else value
+
+
+def _nearest_pixels(x: Any, old: Sequence[int], new: Sequence[int]) -> Any:
+    """A map [... *old] at another size: the pixel in whose area each new centre lies."""
+    if not isinstance(x, Tensor) or x.ndim < len(old):
+        return x
+    first = x.ndim - len(old)
+    if any(x.shape[first + i] not in (1, size) for i, size in enumerate(old)):
+        return x  # nothing that lies on these pixels, such as a weight per class
+    for i, (had, wanted) in enumerate(zip(old, new, strict=True)):
+        if x.shape[first + i] == had and had != wanted:
+            index = torch.arange(wanted, device=x.device)
+            x = x.index_select(first + i, (2 * index + 1) * had // (2 * wanted))
+    return x

@@ -8,6 +8,7 @@ from torch import Tensor
 from denseloss import distributed
 from denseloss.contract import (
     Absent,
+    ClassLogits,
     ClassMap,
     ClassWeight,
     ElementWeight,
@@ -33,7 +34,7 @@ Decision = Literal["argmax"]
 
 @checked
 def f_score(
-    logits: Logits,
+    logits: ClassLogits,
     target: ClassMap,
     *,
     beta: NonNegative = 1.0,
@@ -43,7 +44,7 @@ def f_score(
     absent: Absent = "count",
     class_weight: ClassWeight | None = None,
     weight: PixelWeight | None = None,
-    ignore_index: int = -100,
+    ignore_index: int | None = -100,
     reduction: Reduction = "mean",
 ) -> Tensor:
     r"""F-β score of each exclusive class; β = 1 is the Dice score.

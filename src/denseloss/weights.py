@@ -10,7 +10,7 @@ from denseloss.contract import Interval, Labels, MasksAlone, NonNegative, Odd, c
 from denseloss.module import LossModule, call_of, options_of
 from denseloss.primitives import labels
 from denseloss.primitives.overlap import ratio
-from denseloss.primitives.void import full_precision
+from denseloss.primitives.void import full_precision, mask
 from denseloss.primitives.windows import edge_emphasis
 
 __all__ = [
@@ -38,7 +38,8 @@ def edge_weight(
 
     Args:
         target: t, masks; 0/1 or soft.
-        gamma: γ >= 0, the emphasis; w lies in [1, 1 + γ].
+        gamma: γ >= 0, the emphasis; w lies in [1, 1 + γ]. A mask far outside [0, 1], such as one
+            of 0 and 255, gives NaN.
         window: side of the box in pixels, odd.
         border: pixels outside the image count as 0 (``"zero"``, as published: an object that
             touches the border has an edge there), or do not count (``"valid"``).
@@ -62,11 +63,13 @@ def edge_weight(
         >>> edge_weight(torch.tensor([[[0.0, 0.0, 1.0]]]), gamma=3, window=3)  # 1 + 3 |mean - t|
         tensor([[[1., 2., 3.]]])
     """
-    return edge_emphasis(full_precision(target), gamma=gamma, window=window, border=border)
+    return edge_emphasis(mask(full_precision(target)), gamma=gamma, window=window, border=border)
 
 
 @checked
-def inverse_frequency(target: Labels, num_classes: Count, *, ignore_index: int = -100) -> Tensor:
+def inverse_frequency(
+    target: Labels, num_classes: Count, *, ignore_index: int | None = -100
+) -> Tensor:
     r"""Class weights that are inverse to the number of pixels.
 
     cw[c] = 1 / (pixels of class c), 0 for a class that is absent
@@ -93,14 +96,16 @@ def inverse_frequency(target: Labels, num_classes: Count, *, ignore_index: int =
         >>> inverse_frequency(torch.tensor([[0, 0, 2, -100]]), 3)
         tensor([0.5000, 0.0000, 1.0000])
     """
-    valid = (target.long() != ignore_index).float()
+    valid = torch.ones_like(target, dtype=torch.float32)
+    if ignore_index is not None:
+        valid = (target.long() != ignore_index).float()
     # A label that is no class makes the count NaN: it must not vanish from a statistic unseen.
     pixels = distributed.total(labels.class_count(target, valid, num_classes))
     return ratio(torch.ones_like(pixels), pixels, empty=0)
 
 
 @checked
-def one_hot(target: Labels, num_classes: Count, *, ignore_index: int = -100) -> Tensor:
+def one_hot(target: Labels, num_classes: Count, *, ignore_index: int | None = -100) -> Tensor:
     r"""Labels as one mask per class.
 
     t_c = 1 where the label is c, else 0; 0 in every class where void

@@ -57,7 +57,9 @@ def loss_cost(
     device = torch.device(device)
     if device.type not in ("cpu", "cuda"):
         raise ValueError(f"the cost of a loss is measured on cpu or cuda, not on {device.type}")
-    criterion = TaskCriterion(compose.parse(loss), task=task, num_classes=num_classes).to(device)
+    criterion = TaskCriterion(
+        compose.parse(loss, mixed=True), task=task, num_classes=num_classes
+    ).to(device)
     if shape[1] != criterion.num_outputs:
         raise ValueError(f"logits of {task} have {criterion.num_outputs} channels, got {shape[1]}")
     if len(shares) != num_classes:

@@ -350,7 +350,7 @@ def _loss_results(
             parts = [counts_of(m, metric, pooling, of=of) for m in held_out]
             per_class[metric, pooling, found.class_names[of]] = _estimate(found, parts, metric)
     notes = TaskCriterion(
-        compose.parse(comparand.loss),
+        compose.parse(comparand.loss, mixed=True),
         task=found.config["data"]["task"],
         num_classes=len(found.class_names),
     ).notes

@@ -93,7 +93,9 @@ def look(
     channel = 0 if data.task == "binary" else index
     gradients, weights = {}, {}
     for loss in losses:
-        criterion = TaskCriterion(compose.parse(loss), task=data.task, num_classes=data.num_classes)
+        criterion = TaskCriterion(
+            compose.parse(loss, mixed=True), task=data.task, num_classes=data.num_classes
+        )
         gradient = _gradient(criterion, logits, classes, image)[channel]
         wrong = np.abs(probabilities(logits, link=criterion.link)[index].numpy() - truth)
         gradients[loss] = _over_mean(gradient, known)

@@ -193,7 +193,9 @@ def restore(
             )
         device = torch.device(device or _device(settings, folder.path))
         criterion = TaskCriterion(
-            compose.parse(settings["loss"]), task=data.task, num_classes=data.num_classes
+            compose.parse(settings["loss"], mixed=True),
+            task=data.task,
+            num_classes=data.num_classes,
         )
         # The weights are overwritten; whoever draws from the generator next must not notice.
         with torch.random.fork_rng(devices=[]):

@@ -214,7 +214,7 @@ def _proposed(settings: CompareSettings, data: SegmentationData) -> list[Candida
             found.append(Candidate(loss=text, reason=""))
     unique: dict[str, Candidate] = {}
     for candidate in found:
-        weighted_sum = compose.parse(candidate.loss)
+        weighted_sum = compose.parse(candidate.loss, mixed=True)
         _try(TaskCriterion(weighted_sum, task=data.task, num_classes=data.num_classes), candidate)
         loss = str(weighted_sum)
         if loss in unique and not candidate.reason and not unique[loss].reason:
@@ -410,7 +410,7 @@ def _plan_lines(
     for candidate in proposed:
         yield f"  {candidate.loss}" + (f"  ({candidate.reason})" if candidate.reason else "")
         criterion = TaskCriterion(
-            compose.parse(candidate.loss), task=data.task, num_classes=data.num_classes
+            compose.parse(candidate.loss, mixed=True), task=data.task, num_classes=data.num_classes
         )
         yield from (f"    {note}" for note in criterion.notes)
     seeds, rates = settings.lr_seeds, settings.rates

@@ -18,6 +18,7 @@ from denseloss.contract.kinds import (
     BinTarget,
     Boxes,
     BoxWeight,
+    ClassLogits,
     ClassMap,
     ClassWeight,
     Count,
@@ -39,10 +40,12 @@ from denseloss.contract.kinds import (
     Reduction,
     Scores,
     ScoreWeight,
+    SegmentLogits,
     Share,
     TargetBoxes,
+    TrainedBins,
 )
-from denseloss.contract.notation import Form, Sizes
+from denseloss.contract.notation import Form, Sizes, describe
 
 __all__ = [
     "Absent",
@@ -51,6 +54,7 @@ __all__ = [
     "Bins",
     "BoxWeight",
     "Boxes",
+    "ClassLogits",
     "ClassMap",
     "ClassWeight",
     "Count",
@@ -73,11 +77,14 @@ __all__ = [
     "Reduction",
     "ScoreWeight",
     "Scores",
+    "SegmentLogits",
     "Share",
     "Sizes",
     "TargetBoxes",
+    "TrainedBins",
     "arguments",
     "checked",
+    "describe",
     "kinds",
     "nearest",
 ]

@@ -277,8 +277,8 @@ _is_compiling = torch.compiler.is_compiling
 def call_key(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     """What the check of a call depends on; None where that is not said in a few words.
 
-    Of a tensor its dtype, shape and device; of a number or word the value and its type (1 is not
-    True).
+    Of a tensor its dtype, shape, device and layout; of a number or word the value and its type (1
+    is not True).
     """
     key: list[Any] = [len(args), *kwargs]
     for x in (*args, *kwargs.values()) if kwargs else args:
@@ -286,7 +286,7 @@ def call_key(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         if kind in _PLAIN:
             key += (kind, x)
         elif isinstance(x, Tensor):
-            key += (x.dtype, x.shape, x.device)
+            key += (x.dtype, x.shape, x.device, x.layout)
         elif isinstance(x, StandIn):
             key += (x.stands_for, x.dtype, x.shape, x.device)
         elif isinstance(x, ClassScores):
@@ -330,10 +330,13 @@ def checked(function: Callable[P, R]) -> Callable[P, R]:
         if _is_compiling():  # the check then runs once anyway, and the sizes must stay symbols
             contract.check(args, kwargs)
             return function(*args, **kwargs)
-        key = call_key(args, kwargs)
         try:
+            key = call_key(args, kwargs)
             known = key in passed
-        except TypeError:  # sizes that are symbols cannot be looked up
+        except (
+            TypeError,
+            RuntimeError,
+        ):  # symbols cannot be looked up, nested tensors have no size
             key, known = None, False
         if known:
             return function(*args, **kwargs)

@@ -14,6 +14,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
+import torch
 from torch import Tensor
 
 from denseloss.contract.notation import Form, Sizes, describe
@@ -25,6 +26,7 @@ __all__ = [
     "Bins",
     "BoxWeight",
     "Boxes",
+    "ClassLogits",
     "ClassMap",
     "ClassWeight",
     "Count",
@@ -46,8 +48,10 @@ __all__ = [
     "Reduction",
     "ScoreWeight",
     "Scores",
+    "SegmentLogits",
     "Share",
     "TargetBoxes",
+    "TrainedBins",
 ]
 
 Hint = Callable[[Tensor, Sizes], str]
@@ -66,12 +70,21 @@ class Kind:
     meaning: str
     hint: Hint = _no_hint
     """How to mend a tensor that does not fit, where its shape tells."""
+    least: tuple[str, int, str] | None = None
+    """An axis, the size that it must have at least, and what is said where it is smaller."""
 
     @classmethod
-    def of(cls, name: str, notation: str, meaning: str, hint: Hint = _no_hint) -> Kind:
+    def of(
+        cls,
+        name: str,
+        notation: str,
+        meaning: str,
+        hint: Hint = _no_hint,
+        least: tuple[str, int, str] | None = None,
+    ) -> Kind:
         """A kind from its notation: one form, or several with ``" | "`` between them."""
         forms = tuple(Form.parse(form) for form in notation.split(" | "))
-        return cls(name, forms, meaning, hint)
+        return cls(name, forms, meaning, hint, least)
 
     @property
     def notation(self) -> str:
@@ -104,11 +117,18 @@ class Kind:
         if isinstance(value, Tensor) or (
             isinstance(value, StandIn) and value.stands_for == self.name
         ):
+            _check_dense(function, argument, value)
             shape_fits = False
             for form in self.forms:
                 found = form.fits_shape(tuple(value.shape), sizes)
                 if found is not None:
                     if form.fits_dtype(value.dtype):
+                        if self.least is not None and found[self.least[0]] < self.least[1]:
+                            raise ValueError(
+                                f"{function}: {argument} ({self.meaning}) must have "
+                                f"{self.least[0]} >= {self.least[1]}, got {describe(value)}; "
+                                f"{self.least[2]}"
+                            )
                         return found
                     shape_fits = True
             error = TypeError if shape_fits else ValueError
@@ -116,12 +136,36 @@ class Kind:
             hint = f"; {hint}" if hint else ""
         else:
             error, hint = TypeError, no_tensor_hint(argument, value)
+            if self.name in ("Quality", "Masks") and _label_and_score(value):
+                hint = "; pass denseloss.ClassScores(label, score), if taken here"
         known = ", ".join(f"{axis}={size}" for axis, size in sizes.items())
         raise error(
             f"{function}: {argument} ({self.meaning}) must be {self.notation}"
             + (f" with {known}" if known else "")
             + f", got {describe(value)}{hint}"
         )
+
+
+def _check_dense(function: str, argument: str, value: Tensor | StandIn) -> None:
+    if not isinstance(value, Tensor):
+        return
+    if value.is_nested:
+        what, mend = "a nested one", "torch.nested.to_padded_tensor, and weight=0 for the padding"
+    elif value.layout is not torch.strided:
+        what, mend = f"one with layout {value.layout}", f"{argument}.to_dense()"
+    else:
+        return
+    raise TypeError(f"{function}: {argument} must be an ordinary dense tensor, got {what}: {mend}")
+
+
+def _label_and_score(value: Any) -> bool:
+    """Whether a target is the pair that other detectors hand to their losses."""
+    return (
+        isinstance(value, list | tuple)
+        and len(value) == 2
+        and all(isinstance(x, Tensor) for x in value)
+        and not value[0].is_floating_point()
+    )
 
 
 def no_tensor_hint(argument: str, value: Any) -> str:
@@ -140,6 +184,14 @@ _PLACE_SCORE = Kind.of("score", "float[*places]", "a score for each place")
 
 
 # ---------------------------------------------------------------- hints: how to mend it
+
+
+def _logits_hint(logits: Tensor, _: Sizes) -> str:
+    if logits.ndim == 1:
+        return "for one score per sample pass logits.unsqueeze(1), and a target [n 1] likewise"
+    if not logits.is_floating_point() and not logits.is_complex():
+        return "scores come first, then the target; scores of whole numbers: logits.float()"
+    return ""
 
 
 def _class_map_hint(target: Tensor, sizes: Sizes) -> str:
@@ -165,11 +217,24 @@ def _masks_hint(target: Tensor, sizes: Sizes) -> str:
     if tuple(target.shape) == (sizes["n"], *sizes["*s"]):
         if sizes["c"] == 1:
             return "add the channel axis: target.unsqueeze(1)"
+        if not sizes["*s"]:
+            return "for a label per place pass denseloss.ClassScores(label, score), if taken here"
         return "these are labels: use the loss without binary_, or denseloss.functional.one_hot"
     if tuple(target.shape) == (sizes["n"], *sizes["*s"], sizes["c"]):
         return "channels seem to be last: target.movedim(-1, 1)"
+    if tuple(target.shape) == (sizes["c"], *sizes["*s"]):
+        return "add the axis of images: logits.unsqueeze(0), target.unsqueeze(0)"
+    full = (sizes["n"], sizes["c"], *sizes["*s"])
+    if len(full) > 2 and tuple(target.shape) == (*full[:-1], 1):
+        return "channels seem to be last: movedim(-1, 1), of the logits, too"
     if target.ndim == len(sizes["*s"]) + 2 and tuple(target.shape[2:]) != sizes["*s"]:
         return "logits and masks differ in size: wrap the loss in denseloss.AtTargetSize"
+    return ""
+
+
+def _quality_hint(quality: Tensor, sizes: Sizes) -> str:
+    if tuple(quality.shape) == tuple(sizes.get("*s", ()))[:-1]:
+        return "for a class and a score per place pass denseloss.ClassScores(label, score)"
     return ""
 
 
@@ -187,7 +252,18 @@ def _pixel_weight_hint(weight: Tensor, sizes: Sizes) -> str:
 
 # ---------------------------------------------------------------- the kinds
 
-Logits = Annotated[Tensor, Kind.of("Logits", "float[n c *s]", "scores")]
+Logits = Annotated[Tensor, Kind.of("Logits", "float[n c *s]", "scores", _logits_hint)]
+_ONE_CLASS = (
+    "the softmax of one channel is 1 whatever it holds: for one foreground class use the loss of "
+    "that name with binary_ before it, and a mask"
+)
+ClassLogits = Annotated[
+    Tensor, Kind.of("Logits", "float[n c *s]", "scores", _logits_hint, ("c", 2, _ONE_CLASS))
+]
+_ONE_SEGMENT = "there is nothing to cut in one segment: give a channel for each segment"
+SegmentLogits = Annotated[
+    Tensor, Kind.of("Logits", "float[n c *s]", "scores", _logits_hint, ("c", 2, _ONE_SEGMENT))
+]
 Scores = Annotated[Tensor, Kind.of("Scores", "float[*s]", "scores")]
 ClassMap = Annotated[
     Tensor,
@@ -201,10 +277,16 @@ ClassMap = Annotated[
 Labels = Annotated[Tensor, Kind.of("Labels", "int[n *s]", "labels")]
 Masks = Annotated[Tensor, Kind.of("Masks", "real[n c *s]", "a mask per channel", _masks_hint)]
 MasksAlone = Annotated[Tensor, Kind.of("Masks", "real[n c *s]", "a mask per channel")]
-Quality = Annotated[Tensor, Kind.of("Quality", "real[*s]", "a quality in [0, 1] per score")]
+Quality = Annotated[
+    Tensor, Kind.of("Quality", "real[*s]", "a quality in [0, 1] per score", _quality_hint)
+]
 Boxes = Annotated[Tensor, Kind.of("Boxes", "float[*m 4]", "boxes")]
 TargetBoxes = Annotated[Tensor, Kind.of("Boxes", "real[*m 4]", "boxes")]
+_ONE_BIN = "a distribution over one bin has nothing to learn"
 Bins = Annotated[Tensor, Kind.of("Bins", "float[*s k]", "scores of the bins")]
+TrainedBins = Annotated[
+    Tensor, Kind.of("Bins", "float[*s k]", "scores of the bins", least=("k", 2, _ONE_BIN))
+]
 BinTarget = Annotated[Tensor, Kind.of("BinTarget", "real[*s]", "positions in [0, k-1]")]
 Image = Annotated[Tensor, Kind.of("Image", "real[n i *s]", "an image, intensities 0 to 255")]
 PixelWeight = Annotated[

@@ -90,4 +90,6 @@ def describe(value: Any) -> str:
         return f"{type(value).__name__} of {', '.join(map(repr, value))}"
     if isinstance(value, list | tuple) and any(isinstance(x, Tensor) for x in value):
         return f"{type(value).__name__} of {', '.join(map(describe, value))}"
-    return f"{type(value).__name__} {value!r:.60}"
+    if hasattr(value, "__array__") and hasattr(value, "shape"):  # numpy and its like
+        return f"{type(value).__name__} {getattr(value, 'dtype', '')}{list(value.shape)}"
+    return f"{type(value).__name__} {' '.join(repr(value).split()):.60}"

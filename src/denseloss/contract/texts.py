@@ -45,9 +45,13 @@ SHARED = {
         "BoxWeight": "w, what each pair counts for, >= 0; 0 is void.",
     },
     "ignore_index": {
-        "ClassMap": "the label of void pixels.",
-        "Labels": "the label of void pixels.",
+        "ClassMap": "the label of void pixels; None is none.",
+        "Labels": "the label of void pixels; None is none.",
         "Masks": "the value of void pixels in the target, such as 255.",
+    },
+    "count": {
+        "Count": "what the mean divides by instead of what it would count itself, at least 1: the "
+        'caller\'s own share, see `denseloss.distributed`. With ``reduction="mean"`` only.',
     },
     "reduction": {
         "ClassMap regions": "over images and classes. An image that is all void does not count.",

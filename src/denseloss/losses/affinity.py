@@ -6,7 +6,15 @@ import torch
 from torch import Tensor
 
 from denseloss import distributed
-from denseloss.contract import Image, Logits, Positive, Reduction, checked
+from denseloss.contract import (
+    Count,
+    Image,
+    NonNegative,
+    Positive,
+    Reduction,
+    SegmentLogits,
+    checked,
+)
 from denseloss.module import LossModule, call_of, options_of
 from denseloss.primitives.affinity import Association, association
 from denseloss.primitives.overlap import ratio
@@ -22,13 +30,14 @@ Variant = Literal["paper", "class_mean"]
 
 @checked
 def ncut_loss(
-    logits: Logits,
+    logits: SegmentLogits,
     image: Image,
     *,
     radius: Positive = 5,
     sigma_intensity: Positive = 10.0,
     sigma_space: Positive = 4.0,
     variant: Variant = "paper",
+    count: Count | NonNegative | None = None,
     reduction: Reduction = "mean",
 ) -> Tensor:
     r"""Soft normalised cut: segments an image without labels (W-Net).
@@ -80,28 +89,42 @@ def ncut_loss(
     f = image.to(p.dtype)
     if p.ndim == 2:
         p, f = p.unsqueeze(-1), f.unsqueeze(-1)  # images of one pixel
+    counts = p.flatten(1).sum(1) != 0  # an image without pixels does not
+    present = counts.to(p.dtype)
     if variant == "paper":
         tied = association(
             p, f, radius=radius, sigma_intensity=sigma_intensity, sigma_space=sigma_space
         )
     else:
-        tied = _class_mean_association(p, f, sigma_intensity)
+        tied, images, divisor = _class_mean_association(p, f, sigma_intensity, present, count)
     # The share of a class is about its p: one this faint has none, and a gradient beyond float32.
     cut = p.shape[1] - ratio(tied.within, tied.total, empty=0, least=FAINT).sum(-1)
-    counts = p.flatten(1).sum(1) != 0  # an image without pixels does not
-    return reduce(torch.where(counts, cut, 0), reduction, weight=counts.to(cut.dtype))
+    if variant == "class_mean" and reduction == "mean":
+        # One value for all images and ranks: not a mean over what each rank has of it.
+        share = 1 if count is None else images / divisor.clamp_min(1)
+        return torch.where(images > 0, share * cut, 0)
+    return reduce(torch.where(counts, cut, 0), reduction, weight=present, divisor=count)
 
 
-def _class_mean_association(p: Tensor, f: Tensor, sigma_intensity: float) -> Association:
-    """Each pixel tied to its class's mean colour instead of to other pixels; sums [k]."""
+def _class_mean_association(
+    p: Tensor, f: Tensor, sigma_intensity: float, present: Tensor, count: Tensor | float | None
+) -> tuple[Association, Tensor, Tensor]:
+    """Each pixel tied to its class's mean colour instead of to other pixels; sums [k].
+
+    With the number of images and the divisor that was given; all of the whole batch.
+    """
     p, f = p.flatten(2), f.flatten(2)
     colours = (p.unsqueeze(2) * f.unsqueeze(1)).sum(3)
     mean = ratio(colours, p.sum(2, keepdim=True), empty=0, least=FAINT)
     squared = (f.unsqueeze(1) - mean.unsqueeze(3)).square().sum(2)
     w = torch.exp(-squared.square() / sigma_intensity**2)
-    return Association(
-        distributed.total((p * p * w).sum((0, 2))), distributed.total((p * w).sum((0, 2)))
-    )
+    divisor = torch.as_tensor(0 if count is None else count).to(p)
+    numbers = torch.stack([present.sum(), divisor])
+    sums = [(p * p * w).sum((0, 2)), (p * w).sum((0, 2)), numbers]
+    everywhere = distributed.total(torch.cat(sums))
+    within, total, numbers = torch.split(everywhere, [len(x) for x in sums])
+    images, divisor = numbers.detach().unbind()
+    return Association(within, total), images, divisor
 
 
 class NCutLoss(LossModule):

@@ -10,6 +10,7 @@ from denseloss.contract import (
     NonNegative,
     Reduction,
     ScoreWeight,
+    TrainedBins,
     checked,
 )
 from denseloss.module import LossModule, call_of, options_of
@@ -26,7 +27,7 @@ __all__ = [
 
 @checked
 def distribution_focal_loss(
-    logits: Bins,
+    logits: TrainedBins,
     target: BinTarget,
     *,
     weight: ScoreWeight | None = None,

@@ -5,6 +5,7 @@ from torch import Tensor
 
 from denseloss import distributed
 from denseloss.contract import (
+    ClassLogits,
     ClassMap,
     ClassWeight,
     Count,
@@ -42,13 +43,14 @@ __all__ = [
 
 @checked
 def cross_entropy_loss(
-    logits: Logits,
+    logits: ClassLogits,
     target: ClassMap,
     *,
     class_weight: ClassWeight | None = None,
     label_smoothing: Share = 0.0,
     weight: PixelWeight | None = None,
-    ignore_index: int = -100,
+    ignore_index: int | None = -100,
+    count: Count | NonNegative | None = None,
     reduction: Reduction = "mean",
 ) -> Tensor:
     r"""Cross entropy of exclusive classes.
@@ -93,17 +95,17 @@ def cross_entropy_loss(
     """
     spread = (1.0 if class_weight is None else class_weight) if label_smoothing else None
     likely = softmax_likelihood(logits, target, weight, ignore_index, spread=spread)
-    count = likely.weight
+    whole = likely.weight
     if class_weight is None:
         values = likely.expected(likely.entropy)
     else:
         cw = likely.per_class(class_weight)
         values = likely.expected(cw * likely.entropy)
-        count = likely.weight if likely.soft else likely.weight * cw
+        whole = likely.weight if likely.soft else likely.weight * cw
     if likely.smooth is not None:
         even = likely.smooth / logits.shape[1]
         values = (1 - label_smoothing) * values + label_smoothing * even
-    return reduce(values, reduction, weight=likely.weight, count=count)
+    return reduce(values, reduction, weight=likely.weight, count=whole, divisor=count)
 
 
 @checked
@@ -183,11 +185,12 @@ def _per_channel(value: Tensor | float, like: Tensor) -> Tensor | float:
 
 @checked
 def balanced_cross_entropy_loss(
-    logits: Logits,
+    logits: ClassLogits,
     target: ClassMap,
     *,
     weight: PixelWeight | None = None,
-    ignore_index: int = -100,
+    ignore_index: int | None = -100,
+    count: Count | NonNegative | None = None,
     reduction: Reduction = "mean",
 ) -> Tensor:
     r"""Cross entropy in which every class that is present has the same total weight.
@@ -225,19 +228,20 @@ def balanced_cross_entropy_loss(
     likely = softmax_likelihood(logits, target, weight, ignore_index)
     pixels = distributed.total(likely.pixels())
     cw = likely.per_class(ratio(torch.ones_like(pixels), pixels, empty=0))
-    values, count = likely.expected(cw * likely.entropy), likely.weight * likely.expected(cw)
-    return reduce(values, reduction, weight=likely.weight, count=count)
+    values, whole = likely.expected(cw * likely.entropy), likely.weight * likely.expected(cw)
+    return reduce(values, reduction, weight=likely.weight, count=whole, divisor=count)
 
 
 @checked
 def focal_loss(
-    logits: Logits,
+    logits: ClassLogits,
     target: ClassMap,
     *,
     gamma: NonNegative = 2.0,
     alpha: ClassWeight | NonNegative | None = None,
     weight: PixelWeight | None = None,
-    ignore_index: int = -100,
+    ignore_index: int | None = -100,
+    count: Count | NonNegative | None = None,
     reduction: Reduction = "mean",
 ) -> Tensor:
     r"""Cross entropy in which pixels that are already right count less.
@@ -281,7 +285,7 @@ def focal_loss(
         alpha = likely.per_class(alpha)
     if alpha is not None:
         values = alpha * values
-    return reduce(likely.expected(values), reduction, weight=likely.weight)
+    return reduce(likely.expected(values), reduction, weight=likely.weight, divisor=count)
 
 
 @checked

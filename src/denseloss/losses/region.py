@@ -7,8 +7,10 @@ from torch import Tensor
 
 from denseloss.contract import (
     Absent,
+    ClassLogits,
     ClassMap,
     ClassWeight,
+    Count,
     ElementWeight,
     Logits,
     Masks,
@@ -41,7 +43,7 @@ __all__ = [
 
 @checked
 def dice_loss(
-    logits: Logits,
+    logits: ClassLogits,
     target: ClassMap,
     *,
     beta: NonNegative = 1.0,
@@ -50,7 +52,8 @@ def dice_loss(
     absent: Absent = "count",
     class_weight: ClassWeight | None = None,
     weight: PixelWeight | None = None,
-    ignore_index: int = -100,
+    ignore_index: int | None = -100,
+    count: Count | NonNegative | None = None,
     reduction: Reduction = "mean",
 ) -> Tensor:
     r"""One minus the soft Dice (F-β) score of each exclusive class.
@@ -90,7 +93,9 @@ def dice_loss(
     """
     sums = softmax_overlap(logits, target, weight, ignore_index, pool=pool)
     values = sums.dissimilarity(a=1 + beta**2, b=0, c=1, d=beta**2, s=smooth)
-    return reduce_classes(values, sums, reduction, absent=absent, class_weight=class_weight)
+    return reduce_classes(
+        values, sums, reduction, absent=absent, class_weight=class_weight, count=count
+    )
 
 
 @checked
@@ -105,6 +110,7 @@ def binary_dice_loss(
     class_weight: ClassWeight | None = None,
     weight: ElementWeight | None = None,
     ignore_index: int | None = None,
+    count: Count | NonNegative | None = None,
     reduction: Reduction = "mean",
 ) -> Tensor:
     r"""One minus the soft Dice (F-β) score of each independent channel.
@@ -142,12 +148,14 @@ def binary_dice_loss(
     """
     sums = sigmoid_overlap(logits, target, weight, ignore_index, pool=pool)
     values = sums.dissimilarity(a=1 + beta**2, b=0, c=1, d=beta**2, s=smooth)
-    return reduce_classes(values, sums, reduction, absent=absent, class_weight=class_weight)
+    return reduce_classes(
+        values, sums, reduction, absent=absent, class_weight=class_weight, count=count
+    )
 
 
 @checked
 def jaccard_loss(
-    logits: Logits,
+    logits: ClassLogits,
     target: ClassMap,
     *,
     smooth: NonNegative = 1.0,
@@ -155,7 +163,8 @@ def jaccard_loss(
     absent: Absent = "count",
     class_weight: ClassWeight | None = None,
     weight: PixelWeight | None = None,
-    ignore_index: int = -100,
+    ignore_index: int | None = -100,
+    count: Count | NonNegative | None = None,
     reduction: Reduction = "mean",
 ) -> Tensor:
     r"""One minus the soft Jaccard index (intersection over union) of each exclusive class.
@@ -189,7 +198,9 @@ def jaccard_loss(
     """
     sums = softmax_overlap(logits, target, weight, ignore_index, pool=pool)
     values = sums.dissimilarity(a=1, b=-1, c=1, d=1, s=smooth)
-    return reduce_classes(values, sums, reduction, absent=absent, class_weight=class_weight)
+    return reduce_classes(
+        values, sums, reduction, absent=absent, class_weight=class_weight, count=count
+    )
 
 
 @checked
@@ -203,6 +214,7 @@ def binary_jaccard_loss(
     class_weight: ClassWeight | None = None,
     weight: ElementWeight | None = None,
     ignore_index: int | None = None,
+    count: Count | NonNegative | None = None,
     reduction: Reduction = "mean",
 ) -> Tensor:
     r"""One minus the soft Jaccard index (intersection over union) of each independent channel.
@@ -236,12 +248,14 @@ def binary_jaccard_loss(
     """
     sums = sigmoid_overlap(logits, target, weight, ignore_index, pool=pool)
     values = sums.dissimilarity(a=1, b=-1, c=1, d=1, s=smooth)
-    return reduce_classes(values, sums, reduction, absent=absent, class_weight=class_weight)
+    return reduce_classes(
+        values, sums, reduction, absent=absent, class_weight=class_weight, count=count
+    )
 
 
 @checked
 def tversky_loss(
-    logits: Logits,
+    logits: ClassLogits,
     target: ClassMap,
     *,
     alpha: NonNegative = 0.5,
@@ -251,7 +265,8 @@ def tversky_loss(
     absent: Absent = "count",
     class_weight: ClassWeight | None = None,
     weight: PixelWeight | None = None,
-    ignore_index: int = -100,
+    ignore_index: int | None = -100,
+    count: Count | NonNegative | None = None,
     reduction: Reduction = "mean",
 ) -> Tensor:
     r"""Dice with separate prices for false positives and false negatives, per exclusive class.
@@ -290,7 +305,9 @@ def tversky_loss(
     """
     sums = softmax_overlap(logits, target, weight, ignore_index, pool=pool)
     values = sums.dissimilarity(a=1, b=1 - alpha - beta, c=alpha, d=beta, s=smooth)
-    return reduce_classes(values, sums, reduction, absent=absent, class_weight=class_weight)
+    return reduce_classes(
+        values, sums, reduction, absent=absent, class_weight=class_weight, count=count
+    )
 
 
 @checked
@@ -306,6 +323,7 @@ def binary_tversky_loss(
     class_weight: ClassWeight | None = None,
     weight: ElementWeight | None = None,
     ignore_index: int | None = None,
+    count: Count | NonNegative | None = None,
     reduction: Reduction = "mean",
 ) -> Tensor:
     r"""Dice with separate prices for false positives and false negatives, per channel.
@@ -343,7 +361,9 @@ def binary_tversky_loss(
     """
     sums = sigmoid_overlap(logits, target, weight, ignore_index, pool=pool)
     values = sums.dissimilarity(a=1, b=1 - alpha - beta, c=alpha, d=beta, s=smooth)
-    return reduce_classes(values, sums, reduction, absent=absent, class_weight=class_weight)
+    return reduce_classes(
+        values, sums, reduction, absent=absent, class_weight=class_weight, count=count
+    )
 
 
 class BinaryDiceLoss(LossModule):

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from denseloss import distributed
 from denseloss.contract import (
+    Count,
     ElementWeight,
     Logits,
     Masks,
@@ -36,6 +37,7 @@ def structure_loss(
     variant: Variant = "corrected",
     weight: ElementWeight | None = None,
     ignore_index: int | None = None,
+    count: Count | NonNegative | None = None,
     reduction: Reduction = "mean",
 ) -> Tensor:
     r"""Edge-weighted binary cross entropy plus edge-weighted IoU (F3Net, PraNet).
@@ -94,11 +96,12 @@ def structure_loss(
     values = sums.overlap.dissimilarity(a=1, b=-1, c=1, d=1, s=smooth)
     present = sums.overlap.present
     if variant == "released":
-        entropy = _batch_entropy(sums)
+        entropy = _batch_entropy(sums, count if reduction == "mean" else None)
         if reduction == "mean":  # it is one for all: not a mean over what each rank has of it
-            return reduce(values, reduction, weight=present) + entropy
+            return reduce(values, reduction, weight=present, divisor=count) + entropy
         return reduce(values + entropy, reduction, weight=present)
-    return reduce(values + _channel_entropy(sums, variant), reduction, weight=present)
+    values = values + _channel_entropy(sums, variant)
+    return reduce(values, reduction, weight=present, divisor=count)
 
 
 def _channel_entropy(sums: EdgeSums, variant: Variant) -> Tensor:
@@ -110,13 +113,15 @@ def _channel_entropy(sums: EdgeSums, variant: Variant) -> Tensor:
     return ratio(sums.entropy, below, empty=0)
 
 
-def _batch_entropy(sums: EdgeSums) -> Tensor:
-    """The one BCE term of all channels."""
+def _batch_entropy(sums: EdgeSums, count: Tensor | float | None) -> Tensor:
+    """The one BCE term of all channels; with a count, as many times as there are channels to it."""
     assert sums.plain_entropy is not None
     assert sums.plain_weight is not None
-    parts = torch.stack([sums.plain_entropy.sum(), sums.plain_weight.sum()])
-    total, whole = distributed.total(parts)
-    return ratio(total, whole, empty=0)
+    parts = [sums.plain_entropy.sum(), sums.plain_weight.sum(), sums.overlap.present.sum()]
+    parts.append(torch.as_tensor(0 if count is None else count).to(parts[0]))
+    total, whole, channels, divisor = distributed.total(torch.stack(parts))
+    entropy = ratio(total, whole, empty=0)
+    return entropy if count is None else entropy * (channels / divisor.clamp_min(1)).detach()
 
 
 class StructureLoss(LossModule):

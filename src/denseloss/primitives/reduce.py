@@ -68,6 +68,7 @@ def reduce_classes(
     *,
     absent: str,
     class_weight: Tensor | None,
+    count: Tensor | float | None = None,
 ) -> Tensor:
     """Reduce one value per class (and image) over those that count.
 
@@ -77,6 +78,7 @@ def reduce_classes(
         reduction: as in `reduce`.
         absent: ``"count"`` classes without a target pixel, or ``"skip"`` them.
         class_weight: what each class counts for.
+        count: what the mean divides by instead.
     """
     weight = sums.present
     if absent == "skip":
@@ -84,4 +86,8 @@ def reduce_classes(
         weight = weight * (sums.true.detach() != 0)
     if class_weight is not None:
         weight = weight * class_weight.to(weight.dtype)
-    return reduce(values, reduction, weight=weight)
+    if reduction == "mean" and count is not None and values.ndim == 1:
+        # The classes of the whole batch, alike on every rank: no share of a sum.
+        whole = distributed.total(torch.as_tensor(count).to(values))
+        return reduce(values, "sum", weight=weight) / whole.clamp_min(1)
+    return reduce(values, reduction, weight=weight, divisor=count)

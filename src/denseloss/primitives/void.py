@@ -14,7 +14,7 @@ from torch import Tensor
 
 from denseloss.targets import ClassScores
 
-__all__ = ["Elements", "Pixels", "elements", "full_precision", "pixels"]
+__all__ = ["Elements", "Pixels", "elements", "full_precision", "mask", "pixels"]
 
 
 class Pixels(NamedTuple):
@@ -60,7 +60,9 @@ def pixels(
         return Pixels(torch.where(valid, z, 0), torch.where(valid, target.to(z.dtype), 0), w)
 
     label = target.reshape(n, *space).long()
-    valid = (label != ignore_index) & (w != 0)
+    valid = w != 0
+    if ignore_index is not None:
+        valid = valid & (label != ignore_index)
     outside = valid & ((label < 0) | (label >= c))
     w = torch.where(outside, torch.nan, torch.where(valid, w, 0))
     label = torch.where(valid & ~outside, label, 0)
@@ -94,7 +96,7 @@ def elements(
             weight = torch.where(void, 0, 1.0 if weight is None else weight)
             target, ignore_index = torch.where(void, 0, target), None
     t = target.to(z.dtype)
-    inside = _quality(t) if quality else _mask(t)
+    inside = _quality(t) if quality else mask(t)
     if weight is None and ignore_index is None:
         return Elements(z, inside, None)
     w = torch.ones_like(t) if weight is None else weight.to(z.dtype).expand(z.shape)
@@ -104,7 +106,7 @@ def elements(
     return Elements(torch.where(valid, z, 0), torch.where(valid, inside, 0), w)
 
 
-def _mask(t: Tensor) -> Tensor:
+def mask(t: Tensor) -> Tensor:
     """Resampling makes masks overshoot a little; what is further out is NaN.
 
     The commonest slip, a mask of 0 and 255, would score better than perfect. As with labels that

@@ -3,39 +3,75 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from denseloss.compose import AtTargetSize, DeepSupervision, WeightedSum
 from denseloss.contract import Kind, Sizes, arguments
 from denseloss.module import LossModule
+from denseloss.primitives.void import full_precision
+from denseloss.targets import BACKGROUND, ClassScores
 
 __all__ = ["diagnose"]
 
 
-def diagnose(function: Callable[..., Any], *tensors: Tensor, **options: Any) -> list[str]:
+def diagnose(function: Callable[..., Any], *tensors: Any, **options: Any) -> list[str]:
     """Wrong values in the inputs of a loss, in words. It reads values, so it waits for the device.
 
     A loss never reads values to decide; wrong ones give a wrong number or NaN. This says why.
 
     Args:
-        function: a public loss, or its Module.
-        tensors: what it is called with.
+        function: a public loss, its Module, or a criterion made of such (`WeightedSum`,
+            `AtTargetSize`, `DeepSupervision`).
+        tensors: what it is called with; a `ClassScores` is looked into.
         options: its keywords.
 
     Returns:
         One sentence for each thing that is wrong; empty where all is well.
+
+    Raises:
+        TypeError, ValueError: the call itself is wrong, as the loss would say.
 
     Example:
         >>> from denseloss.functional import dice_loss
         >>> diagnose(dice_loss, torch.zeros(1, 2, 3), torch.tensor([[0, 1, 7]]))
         ['target: 1 of 3 labels are outside 0 to 1 and are not ignore_index: 7']
     """
+    found: list[str] = []
+    for loss, given, chosen in _calls(function, tensors, options):
+        found += [said for said in _diagnosed(loss, given, chosen) if said not in found]
+    return found
+
+
+_Call = tuple[Callable[..., Any], tuple[Any, ...], dict[str, Any]]
+
+
+def _calls(
+    function: Callable[..., Any], tensors: tuple[Any, ...], options: dict[str, Any]
+) -> Iterator[_Call]:
+    """The calls of losses that a call of a criterion comes to."""
     if isinstance(function, LossModule):
-        module, function = function, type(function).function
-        options = {**{n: getattr(module, n) for n in module.options}, **options}
+        held = {n: getattr(function, n) for n in function.options}
+        yield type(function).function, tensors, {**held, **options}
+    elif isinstance(function, WeightedSum):
+        for _, _, loss in function.named_terms():
+            yield from _calls(loss, tensors, options)
+    elif isinstance(function, AtTargetSize):
+        logits = function.resized(tensors[0], tensors[1])
+        yield from _calls(function.criterion, (logits, *tensors[1:]), options)
+    elif isinstance(function, DeepSupervision):
+        for logits, target, chosen in function.stages(*tensors, **options):
+            yield from _calls(function.at_size, (logits, target), chosen)
+    elif arguments(function):
+        yield function, tensors, options
+
+
+def _diagnosed(
+    function: Callable[..., Any], tensors: tuple[Any, ...], options: dict[str, Any]
+) -> list[str]:
     stated = arguments(function)
     defaults = inspect.signature(function).parameters
     named = dict(zip(stated, tensors, strict=False)) | options
@@ -44,15 +80,69 @@ def diagnose(function: Callable[..., Any], *tensors: Tensor, **options: Any) -> 
     sizes: Sizes = {}
     for name, argument in stated.items():  # in the order in which they set the sizes
         value = named.get(name)
-        if not isinstance(value, Tensor) or argument.kind is None:
+        if argument.kind is None or not isinstance(value, Tensor | ClassScores):
             continue
-        sizes = argument.kind.check(function.__name__, name, value, sizes)
-        found += _wrong_values(name, argument.kind, value, sizes, ignore, named.get("fmt", "xyxy"))
+        sizes = argument.check(function.__name__, value, sizes)
+        if isinstance(value, ClassScores):
+            classes = next(iter(named.values())).shape[-1]
+            found += _wrong_class_scores(name, argument.kind, value, classes, ignore)
+        else:
+            found += _wrong_values(name, argument.kind, value, sizes, ignore, named)
     return found
 
 
+def _wrong_class_scores(
+    name: str, kind: Kind, target: ClassScores, classes: int, ignore: int | None
+) -> list[str]:
+    label = target.label.long()
+    outside = (label < BACKGROUND) | (label >= classes)
+    if ignore is not None:
+        outside = outside & (label != ignore)
+    found = []
+    if outside.any():
+        said = (
+            f"{name}.label: {outside.sum().item()} of {label.numel()} labels are outside -1 to "
+            f"{classes - 1}: {_few(label[outside])}"
+        )
+        if (label[outside] == classes).all():
+            said += "; background is -1 here: torch.where(label == C, -1, label)"
+        found.append(said)
+    if target.score is not None:
+        score = target.score
+        if ignore is not None:
+            score = score[label != ignore]
+        if not score.isfinite().all():
+            bad = (~score.isfinite()).sum().item()
+            found.append(f"{name}.score: {bad} of {score.numel()} values are NaN or infinite")
+        found += _outside_unit(f"{name}.score", score[score.isfinite()], kind, None)
+    return found
+
+
+def _few(values: Tensor) -> str:
+    distinct = sorted(set(values.tolist()))
+    return ", ".join(f"{v:g}" for v in distinct[:8]) + (", ..." if len(distinct) > 8 else "")
+
+
+def _outside_unit(name: str, x: Tensor, kind: Kind, ignore: int | None) -> list[str]:
+    y = x.double()
+    # A quality below 0 is background.
+    wrong = (y > 1) if kind.name == "Quality" else (y < 0) | (y > 1)
+    if ignore is not None:
+        wrong &= y != ignore
+    if not wrong.any():
+        return []
+    return [
+        f"{name}: {wrong.sum().item()} of {x.numel()} values are outside 0 to 1: {_few(y[wrong])}"
+    ]
+
+
 def _wrong_values(
-    name: str, kind: Kind, x: Tensor, sizes: Sizes, ignore: int | None, fmt: str
+    name: str,
+    kind: Kind,
+    x: Tensor,
+    sizes: Sizes,
+    ignore: int | None,
+    named: dict[str, Any],
 ) -> list[str]:
     found = []
     if x.is_floating_point() and not x.isfinite().all():
@@ -65,19 +155,12 @@ def _wrong_values(
         void = torch.zeros_like(x, dtype=torch.bool) if ignore is None else x.long() == ignore
         wrong = x.long()[~void & ((x.long() < 0) | (x.long() >= sizes["c"]))]
         if wrong.numel():
-            values = ", ".join(str(v) for v in sorted(set(wrong.tolist()))[:8])
             found.append(
                 f"{name}: {wrong.numel()} of {x.numel()} labels are outside 0 to "
-                f"{sizes['c'] - 1} and are not ignore_index: {values}"
+                f"{sizes['c'] - 1} and are not ignore_index: {_few(wrong)}"
             )
     elif kind.name in ("Masks", "Quality", "ClassMap"):
-        y = x.double()
-        wrong = y[((y < 0) | (y > 1)) & (y != (ignore if ignore is not None else 0))]
-        if wrong.numel():
-            values = ", ".join(f"{v:g}" for v in sorted(set(wrong.tolist()))[:8])
-            found.append(
-                f"{name}: {wrong.numel()} of {x.numel()} values are outside 0 to 1: {values}"
-            )
+        found += _outside_unit(name, x, kind, ignore)
     elif kind.name == "BinTarget" and "k" in sizes:
         wrong = x[(x < 0) | (x > sizes["k"] - 1)]
         if wrong.numel():
@@ -86,12 +169,20 @@ def _wrong_values(
                 f"{sizes['k'] - 1} and are clamped"
             )
     elif kind.name == "Boxes":
-        size = x[..., 2:] - x[..., :2] if fmt == "xyxy" else x[..., 2:]
+        x = full_precision(x)
+        corners = named.get("fmt", "xyxy") == "xyxy"
+        size = x[..., 2:] - x[..., :2] if corners else x[..., 2:]
         inverted, flat = (size < 0).any(-1).sum().item(), (size == 0).any(-1).sum().item()
         if inverted:
             found.append(f"{name}: {inverted} boxes are inverted (x2 < x1 or y2 < y1)")
         if flat:
             found.append(f"{name}: {flat} boxes have no width or no height")
+        huge = (size.isfinite().all(-1) & size.prod(-1).isinf()).sum().item()
+        if huge:
+            found.append(
+                f"{name}: {huge} boxes are so large that their areas overflow: sides up to 1e18 "
+                "are safe"
+            )
     elif kind.name == "Image" and x.double().max() <= 1 and x.double().min() >= 0:
         found.append(f"{name}: intensities lie in 0 to 1, expected 0 to 255")
     elif kind.name.endswith("Weight") and (x < 0).any():

@@ -89,7 +89,7 @@ def train(settings: TrainSettings, *, console: Console | None = None) -> TrainRe
     check_settings(settings)
     first = is_first_process()
     console = console if console and first else Console(quiet=True)
-    weighted_sum = compose.parse(settings.loss)
+    weighted_sum = compose.parse(settings.loss, mixed=True)
     settings = replace(settings, loss=str(weighted_sum))
     folder = RunFolder(settings.out or default_out(settings))
     # The other processes of a run start when the first has written the configuration.
@@ -132,7 +132,7 @@ def step_times(settings: TrainSettings) -> tuple[float, float]:
     data = opened(settings)
     settings = resolved(settings, data)
     with _quiet_lightning(), _explained():
-        task, loading = _prepared(settings, compose.parse(settings.loss), data)
+        task, loading = _prepared(settings, compose.parse(settings.loss, mixed=True), data)
         return seconds_of_parts(task, loading, trainer_options=_trainer_options(settings))
 
 

@@ -10,20 +10,16 @@ KERNELS := $(wildcard src/denseloss/primitives/cpu/*.[ch])
 setup: $(VENV)/.ready $(VENV)/.kernels
 
 # Made again when pyproject.toml changes. The install is editable: changes in Python need no new setup.
-# The kernels are compiled below, once.
 $(VENV)/.ready: pyproject.toml
 	$(PYTHON) -c 'import sys; sys.exit("denseloss needs Python 3.11 or newer, this is " + sys.version.split()[0]) if sys.version_info < (3, 11) else None'
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
-	$(BIN)/python -m pip install --quiet -e '.[dev]' -C wheel.cmake=false
+	$(BIN)/python -m pip install --quiet -e '.[dev]'
 	touch $@
 
-# Compiled again when a C source changes; an object of older sources must not be run. Where there is
-# no C compiler, CMake says so and this goes on.
-$(VENV)/.kernels: CMakeLists.txt $(KERNELS) | $(VENV)/.ready
-	rm -f src/denseloss/primitives/cpu/*.so
-	if $(BIN)/cmake --log-level=NOTICE -S . -B build/kernels -DSKBUILD_STATE=editable; \
-	then $(BIN)/cmake --build build/kernels --parallel; fi
+# Compiled again when a C source changes. Where there is no C compiler, it says so and goes on.
+$(VENV)/.kernels: setup.py $(KERNELS) | $(VENV)/.ready
+	$(BIN)/python setup.py --quiet build_kernels --editable-mode --strict
 	touch $@
 
 # Compares three losses on the built-in synthetic images and says where the report is.

@@ -5,9 +5,9 @@ Python extension modules: denseloss.primitives.cpu.library chooses one when it i
 one wheel serves every Python and every PyTorch of a platform. Where there is no C compiler the
 install succeeds without them, and every loss runs in plain torch.
 
-scikit-build-core with CMake was tried in its place: 79 lines, and it kept all of this. But its editable
-installs answer every import through a hook that comes before PYTHONPATH, so that tests and
-benchmarks of another copy of the sources silently run this one.
+scikit-build-core with CMake was tried in its place: 79 lines, and it kept all of this. But its
+editable installs answer every import through a hook that comes before PYTHONPATH, so that tests
+and benchmarks of another copy of the sources silently run this one.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """The compiled kernels of this machine: found, checked and loaded.
 
-CMakeLists.txt compiles them into shared objects beside this file, one for each width of vector
+setup.py compiles them into shared objects beside this file, one for each width of vector
 registers. They have a plain C ABI and are called through ctypes. They need libgomp.so.1, the OpenMP
 runtime that torch has loaded under that name before: both share one pool of threads.
 """

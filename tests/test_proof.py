@@ -5,6 +5,7 @@ All of this runs without a GPU: the versions in C stand for those on CUDA, right
 
 from __future__ import annotations
 
+import dataclasses
 import re
 import threading
 import tomllib
@@ -37,6 +38,7 @@ PLACES = torch.randint(-1, 4, (2, 3, 5), generator=torch.Generator().manual_seed
 def unproven(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
     """Put versions that must prove themselves in place of the fast ones; nothing is proven yet."""
     monkeypatch.setattr(proof, "_verdicts", {})
+    monkeypatch.setattr(proof, "_tried", set())
     monkeypatch.setattr(proof, "_warned", set())
 
     def install(**versions: Callable[..., Any]) -> None:
@@ -168,6 +170,55 @@ def test_what_is_wrong_is_said(version: Callable[..., Any], why: str) -> None:
         assert re.search(why, found), found
 
 
+def spoiled(output: Any, numbers: list[str], which: int) -> Any:
+    """The outputs with one of their tensors, by its place, a hundredth too large."""
+    if isinstance(output, Tensor):
+        if not output.is_floating_point():
+            return output
+        numbers.append(str(list(output.shape)))
+        return 1.01 * output if len(numbers) == which + 1 else output
+    if dataclasses.is_dataclass(output):
+        names = [field.name for field in dataclasses.fields(output)]
+        parts = [spoiled(getattr(output, name), numbers, which) for name in names]
+        return type(output)(*parts)
+    if isinstance(output, tuple):
+        parts = [spoiled(part, numbers, which) for part in output]
+        return type(output)(*parts) if hasattr(output, "_fields") else tuple(parts)
+    return output
+
+
+def test_every_output_is_looked_at() -> None:
+    """Also those that lie inside another one, such as the sums of a region."""
+    seen: set[tuple[str, int]] = set()
+    for name, args, kwargs in calls():
+        if args[0].dtype in (torch.float16, torch.bfloat16):
+            continue
+        numbers: list[str] = []
+        done = VERSIONS[name](*args, **kwargs)
+        if type(done) is backend.Declined:
+            continue
+        spoiled(done, numbers, -1)
+        for which in range(len(numbers)):
+
+            def version(*a: Any, name: str = name, which: int = which, **k: Any) -> Any:
+                return spoiled(VERSIONS[name](*a, **k), [], which)
+
+            wrong = proof.difference(name, version, backend.reference(name), args, kwargs)
+            assert wrong is not None, (name, which, proof.kind_of_call(name, args, kwargs))
+        seen.add((name, len(numbers)))
+    assert {name for name, _ in seen} == set(VERSIONS)
+    assert max(n for name, n in seen if name == "softmax_pass") == 6
+
+
+def test_a_version_that_gives_nothing_to_compare_is_not_right() -> None:
+    name, args, kwargs = next(call for call in calls() if call[0] == "element_loss")
+    for nothing in ((), None, torch.ones(3, dtype=torch.long)):
+        found = proof.difference(
+            name, lambda *_, x=nothing, **__: x, backend.reference(name), args, kwargs
+        )
+        assert found == "it gives nothing to compare"
+
+
 # ---------------------------------------------------------------- at the first call
 
 
@@ -210,6 +261,22 @@ def test_a_wrong_version_is_never_used_and_said_once(unproven, version, why: str
     ran = backend.which(F.binary_focal_loss, Z, M)["element_loss"]
     assert ran.startswith(f"reference: {why}")
     assert backend.which(F.dice_loss, Z, T)["softmax_pass"] == "cpu", "others go on"
+
+
+def wrong_where_large(*args: Any, **kwargs: Any) -> Any:
+    found = VERSIONS["element_loss"](*args, **kwargs)
+    return found if args[0].numel() < 100 else 1.01 * found
+
+
+def test_a_tiny_call_proves_nothing_of_large_ones(unproven) -> None:
+    unproven(element_loss=wrong_where_large)
+    tiny, large = torch.zeros(1, 1, 1, 1), torch.ones(1, 1, 40, 40)
+    assert backend.which(F.binary_focal_loss, tiny, tiny)["element_loss"] == "cpu"
+    with backend.use("reference"):
+        right = F.binary_focal_loss(large, large)
+    with pytest.warns(UserWarning, match="is not right"):
+        assert torch.equal(F.binary_focal_loss(large, large), right)
+    assert backend.which(F.binary_focal_loss, tiny, tiny)["element_loss"] != "cpu"
 
 
 def test_a_warning_that_is_an_error_is_raised_once(unproven) -> None:

@@ -57,6 +57,7 @@ def main() -> None:
         if not dist.is_initialized() or dist.get_rank() == 0:
             print(f"{parts} parts: weights differ by at most {gap:.1e} from those of one batch")
     if dist.is_initialized():
+        dist.barrier()  # who leaves while others still talk aborts them
         dist.destroy_process_group()
 
 

@@ -290,6 +290,9 @@ def test_totals_must_be_as_many_as_means() -> None:
     too_many = pytest.raises(ValueError, match="there are 3 totals, but the loss took 2 means")
     with too_many, accumulate(total=[3, 2, 1]):
         parse("cross_entropy + dice")(Z, T)
+    unused = pytest.raises(ValueError, match="took 0 means of this library")
+    with unused, accumulate(total=3):  # of torch: it has divided by what it counts itself
+        nn.CrossEntropyLoss()(Z, T)
     with pytest.raises(ValueError, match="there are 2 totals, but the loss took 1 means"):
         next(iter(accumulate(Hands(), parse("dice"), [(Z, T)], total=[3, 2])))
     # and nothing is left of it

@@ -22,7 +22,7 @@ torch.distributed is not initialised, `exact` does nothing.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from types import TracebackType
 from typing import Any, Literal, NamedTuple
 
@@ -55,7 +55,6 @@ class _Mean(NamedTuple):
 
     sum: Tensor
     count: Tensor  # type: ignore[assignment] # as in SumCount
-    least: float
     value: Tensor
     """what was answered: a leaf, so that the factor of this mean in a value can be told"""
 
@@ -74,17 +73,24 @@ class _Parts:
 
     def mean(self, total_value: Tensor, count: Tensor, least: float, ranks: int) -> Tensor:
         if self.totals is None:
-            value = total_value.detach() / torch.where(count == 0, 1, count)
-            value = value.requires_grad_()
+            value = _ratio(total_value.detach(), count).requires_grad_()
         else:
             position = len(self.means)
             if position >= len(self.totals):
                 raise ValueError(_several(len(self.totals)))
             whole = torch.as_tensor(self.totals[position]).to(total_value)
-            whole = whole.clamp_min(least) if least else torch.where(whole == 0, 1, whole)
-            value = ranks * self.factor * total_value / whole
-        self.means.append(_Mean(total_value, count, least, value))
+            value = _ratio(ranks * self.factor * total_value, whole, least)
+        self.means.append(_Mean(total_value, count, value))
         return value
+
+    def counts(self) -> Tensor:
+        """What each mean counted, [means]: without the graphs of their sums."""
+        return torch.stack([mean.count for mean in self.means])
+
+
+def _ratio(total_value: Tensor, count: Tensor, least: float = 0.0) -> Tensor:
+    """``sum / count``, the count at least ``least``; 0 where nothing counts."""
+    return total_value / (count.clamp_min(least) if least else torch.where(count == 0, 1, count))
 
 
 def _several(given: int) -> str:
@@ -124,9 +130,14 @@ def exact(group: dist.ProcessGroup | None = None) -> Iterator[None]:
     Raises:
         ValueError: this rank is not in the group.
     """
+    with _on(_ranks(group, "exact") or _world):
+        yield
+
+
+@contextmanager
+def _on(world: _World | None) -> Iterator[None]:
     global _world
-    before = _world
-    _world = _ranks(group, "exact") or before
+    before, _world = _world, world
     try:
         yield
     finally:
@@ -141,6 +152,22 @@ def _into(parts: _Parts) -> Iterator[None]:
         yield
     finally:
         _parts = before
+
+
+@contextmanager
+def _divided(totals: Sequence[Tensor | float] | None, steps: int) -> Iterator[_Parts]:
+    """Each mean inside is divided by its total; None changes nothing."""
+    parts = _Parts(totals, steps)
+    if totals is None:
+        yield parts
+        return
+    with _into(parts):
+        yield parts
+    if len(parts.means) < len(totals):
+        raise ValueError(
+            f"accumulate: there are {len(totals)} totals, but the loss took {len(parts.means)} "
+            "means of this library"
+        )
 
 
 def sum_and_count(loss: Callable[..., Tensor], *inputs: Any, **options: Any) -> SumCount:
@@ -277,18 +304,16 @@ class accumulate:  # noqa: N801 - reads as a verb, as `exact` does
         self._model, self._criterion, self._batches = model, criterion, batches
         self._totals = _listed(total)
         self._steps, self._counting, self._group = steps, counting, group
-        self._entered: list[tuple[_Parts | None, _Parts]] = []
+        self._entered: list[AbstractContextManager[_Parts]] = []
 
     # ------------------------------------------------------------ a block in somebody else's loop
 
     def __enter__(self) -> None:
-        global _parts
         if self._model is not None:
             raise TypeError("accumulate: with a model it is a loop: for loss in accumulate(...)")
-        if self._totals is not None:
-            parts = _Parts(self._totals, self._steps)
-            self._entered.append((_parts, parts))
-            _parts = parts
+        block = _divided(self._totals, self._steps)
+        block.__enter__()
+        self._entered.append(block)
 
     def __exit__(
         self,
@@ -296,11 +321,7 @@ class accumulate:  # noqa: N801 - reads as a verb, as `exact` does
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        global _parts
-        if self._entered:
-            _parts, parts = self._entered.pop()
-            if kind is None and parts.means and len(parts.means) < len(self._totals or ()):
-                raise ValueError(_too_many(len(self._totals or ()), len(parts.means)))
+        self._entered.pop().__exit__(kind, error, trace)
 
     # ------------------------------------------------------------ the whole loop
 
@@ -316,11 +337,11 @@ class accumulate:  # noqa: N801 - reads as a verb, as `exact` does
         device = _device(model)
         if _any_rank(world, device, here=not parts):
             raise ValueError("accumulate: each rank must have at least one part; one has none")
-        counted: list[list[_Mean]] = []
+        counted: list[Tensor] = []
         totals = self._totals
         if totals is None and self._counting == "forward":
             counted = _forward_counts(model, criterion, parts)
-        taken: list[list[_Mean]] = []
+        taken: list[Tensor] = []
         for position, (inputs, target, options) in enumerate(parts):
             with _without_exchange(model, wanted=position + 1 < len(parts)):
                 outputs = _called(model, inputs)
@@ -328,12 +349,9 @@ class accumulate:  # noqa: N801 - reads as a verb, as `exact` does
                     if not counted:
                         counted = _target_counts(criterion, outputs, parts)
                     totals = _summed(counted, world)
-                scope = _Parts(totals, self._steps)
-                with _into(scope), _on(world):
+                with _divided(totals, self._steps) as scope, _on(world):
                     loss = criterion(outputs, target, **options)
-                if len(scope.means) < len(totals):
-                    raise ValueError(_too_many(len(totals), len(scope.means)))
-                taken.append(scope.means)
+                taken.append(scope.counts())
                 yield loss
         if _any_rank(world, device, here=bool(counted) and _differ(counted, taken)):
             raise ValueError(
@@ -349,10 +367,6 @@ def _listed(total: Any) -> Sequence[Tensor | float] | None:
     if isinstance(total, Tensor) and total.ndim == 1:
         return list(total.unbind())
     return [total]
-
-
-def _too_many(given: int, taken: int) -> str:
-    return f"accumulate: there are {given} totals, but the loss took {taken} means"
 
 
 def _part(batch: Any) -> tuple[Any, Any, Mapping[str, Any]]:
@@ -386,16 +400,6 @@ def _any_rank(world: _World | None, device: torch.device, *, here: bool) -> bool
 
 
 @contextmanager
-def _on(world: _World | None) -> Iterator[None]:
-    global _world
-    before, _world = _world, world
-    try:
-        yield
-    finally:
-        _world = before
-
-
-@contextmanager
 def _without_exchange(model: Any, *, wanted: bool) -> Iterator[None]:
     """Gradients stay on their rank, where a model would exchange them."""
     if wanted and hasattr(model, "no_sync"):  # DDP, and what wraps it
@@ -411,8 +415,8 @@ def _without_exchange(model: Any, *, wanted: bool) -> Iterator[None]:
         yield
 
 
-def _noted(criterion: Callable[..., Tensor], *inputs: Any, **options: Any) -> list[_Mean]:
-    """The means that a criterion takes."""
+def _noted(criterion: Callable[..., Tensor], *inputs: Any, **options: Any) -> Tensor:
+    """What each mean of a criterion counts."""
     parts = _Parts()
     with torch.no_grad(), _into(parts), _on(None):
         criterion(*inputs, **options)
@@ -421,13 +425,13 @@ def _noted(criterion: Callable[..., Tensor], *inputs: Any, **options: Any) -> li
             "accumulate: the criterion takes no mean of this library; it must be made of losses "
             'of denseloss with reduction="mean"'
         )
-    return parts.means
+    return parts.counts()
 
 
 def _target_counts(
     criterion: Callable[..., Tensor], outputs: Any, parts: Sequence[tuple[Any, Any, Any]]
-) -> list[list[_Mean]]:
-    """The means of every part: of the first from its outputs, of others from zeros."""
+) -> list[Tensor]:
+    """The counts of every part: of the first from its outputs, of others from zeros."""
     _, first, options = parts[0]
     found = [_noted(criterion, outputs, first, **options)]
     for _, target, options in parts[1:]:
@@ -470,8 +474,8 @@ def _forward_counts(
     model: Callable[..., Any],
     criterion: Callable[..., Tensor],
     parts: Sequence[tuple[Any, Any, Any]],
-) -> list[list[_Mean]]:
-    """The means of every part from its outputs, with nothing changed in the model."""
+) -> list[Tensor]:
+    """The counts of every part from its outputs, with nothing changed in the model."""
     buffers = list(model.buffers()) if isinstance(model, nn.Module) else []
     before = [buffer.clone() for buffer in buffers]
     device = _device(model)
@@ -487,26 +491,23 @@ def _forward_counts(
     return found
 
 
-def _summed(counted: Sequence[Sequence[_Mean]], world: _World | None) -> list[Tensor]:
+def _summed(counted: Sequence[Tensor], world: _World | None) -> list[Tensor]:
     """The count of each mean over all parts and ranks."""
-    several = sorted({len(means) for means in counted})
+    several = sorted({len(counts) for counts in counted})
     if len(several) > 1:
         raise ValueError(
             f"accumulate: the criterion takes {' or '.join(map(str, several))} means, not the same "
             "number for each part"
         )
-    whole = torch.stack([torch.stack([mean.count for mean in means]) for means in counted]).sum(0)
+    whole = torch.stack(list(counted)).sum(0)
     if world is not None:
         dist.all_reduce(whole, group=world.group)
     return list(whole.unbind())
 
 
-def _differ(counted: Sequence[Sequence[_Mean]], taken: Sequence[Sequence[_Mean]]) -> bool:
+def _differ(counted: Sequence[Tensor], taken: Sequence[Tensor]) -> bool:
     """Whether the counts of the parts were not those that had been told before."""
-    told, came = (
-        torch.stack([mean.count.double() for means in part for mean in means])
-        for part in (counted, taken)
-    )
+    told, came = (torch.cat(list(counts)).double() for counts in (counted, taken))
     return not torch.allclose(told, came, rtol=1e-4, atol=0, equal_nan=True)
 
 
@@ -550,9 +551,7 @@ def mean(total_value: Tensor, count: Tensor | float, *, least: float = 0.0) -> T
     if _world is not None:
         total_value, count = _world.size * total_value, count.detach().clone()
         dist.all_reduce(count, group=_world.group)
-    if least:
-        return total_value / count.clamp_min(least)
-    return total_value / torch.where(count == 0, 1, count)
+    return _ratio(total_value, count, least)
 
 
 def means() -> int:

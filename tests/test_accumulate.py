@@ -3,22 +3,20 @@
 from __future__ import annotations
 
 import importlib.util
-import multiprocessing
 import subprocess
 import sys
-from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 
 from denseloss import AtTargetSize, DeepSupervision, distributed, functional
 from denseloss.compose import names, parse
 from denseloss.distributed import accumulate, sum_and_count
 from denseloss.testing import example
+from tests.processes import each_rank
 from tests.test_ranks import TEXTS, criteria, inputs, weights
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
@@ -385,11 +383,7 @@ def net(text: str) -> Net:
     return Net(text).double()
 
 
-def rank_main(rank: int, file: str, folder: str) -> None:
-    dist.init_process_group(
-        "gloo", init_method=f"file://{file}", rank=rank, world_size=3, timeout=timedelta(seconds=60)
-    )
-    torch.set_num_threads(1)
+def rank_main(rank: int) -> dict[Any, Any]:
     found = {}
     sizes = [size for parts in PARTS.values() for size in parts]
     mine = range(
@@ -411,22 +405,11 @@ def rank_main(rank: int, file: str, folder: str) -> None:
         list(accumulate(wrapped, ranked(text), parts if rank != 1 else []))
     except ValueError as error:
         found["empty"] = str(error)
-    torch.save(found, Path(folder) / f"{rank}.pt")
-    dist.destroy_process_group()
+    return found
 
 
 def test_ranks_and_parts_equal_one_batch(tmp_path: Path) -> None:
-    context = multiprocessing.get_context("spawn")
-    processes = [
-        context.Process(target=rank_main, args=(r, str(tmp_path / "meet"), str(tmp_path)))
-        for r in range(3)
-    ]
-    for process in processes:
-        process.start()
-    for process in processes:
-        process.join(120)
-        assert process.exitcode == 0
-    ranks = [torch.load(tmp_path / f"{rank}.pt") for rank in range(3)]
+    ranks = each_rank(rank_main, 3, tmp_path)
     for text in RANKED:
         model, (images, labels) = net(text), scene(text)
         whole = ranked(text)(model(images), labels)

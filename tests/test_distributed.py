@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import multiprocessing
-from datetime import timedelta
 from pathlib import Path
 
 import pytest
@@ -13,6 +11,7 @@ import torch.distributed as dist
 from denseloss import distributed, functional
 from denseloss.compose import names, parse
 from denseloss.testing import example
+from tests.processes import each_rank
 
 SEGMENTATION = ["cross_entropy", "balanced_cross_entropy", "focal", "dice(pool='batch')", "dice"]
 SEGMENTATION += ["jaccard(pool='batch', absent='skip')", "tversky(pool='batch')"]
@@ -39,10 +38,7 @@ def options(text: str) -> dict[str, int]:
     return {"ignore_index": 255} if text in BINARY else {}
 
 
-def rank_main(rank: int, file: str, folder: str) -> None:
-    dist.init_process_group(
-        "gloo", init_method=f"file://{file}", rank=rank, world_size=2, timeout=timedelta(seconds=60)
-    )
+def rank_main(rank: int) -> dict[str, tuple[torch.Tensor, ...]]:
     logits, target, masks = batch()
     half = slice(2 * rank, 2 * rank + 2)
     found = {}
@@ -60,24 +56,12 @@ def rank_main(rank: int, file: str, folder: str) -> None:
                 loss = functional.binary_focal_loss(z, masks[half], ignore_index=255, count=count)
             loss.backward()
             found[f"{counts} {type(count).__name__}"] = (loss.detach(), z.grad)
-    torch.save(found, Path(folder) / f"{rank}.pt")
-    dist.destroy_process_group()
+    return found
 
 
 @pytest.fixture(scope="module")
 def ranks(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, tuple[torch.Tensor, ...]]]:
-    folder = tmp_path_factory.mktemp("ranks")
-    context = multiprocessing.get_context("spawn")
-    processes = [
-        context.Process(target=rank_main, args=(r, str(folder / "meet"), str(folder)))
-        for r in range(2)
-    ]
-    for process in processes:
-        process.start()
-    for process in processes:
-        process.join(120)
-        assert process.exitcode == 0
-    return [torch.load(folder / f"{rank}.pt") for rank in range(2)]
+    return each_rank(rank_main, 2, tmp_path_factory.mktemp("ranks"))
 
 
 @pytest.mark.parametrize("text", SEGMENTATION + BINARY)
@@ -178,13 +162,9 @@ def network(kind: str) -> torch.nn.Module:
     ).double()
 
 
-def wrapped_main(rank: int, file: str, folder: str) -> None:
+def wrapped_main(rank: int) -> dict[tuple[str, str], list[torch.Tensor]]:
     from torch.distributed.fsdp import fully_shard
 
-    dist.init_process_group(
-        "gloo", init_method=f"file://{file}", rank=rank, world_size=2, timeout=timedelta(seconds=60)
-    )
-    torch.set_num_threads(1)
     images, labels = (x[:1] if rank == 0 else x[1:] for x in scene())
     mesh = dist.init_device_mesh("cpu", (2,))
     found = {}
@@ -201,31 +181,19 @@ def wrapped_main(rank: int, file: str, folder: str) -> None:
             found[kind, wrapper] = [
                 g.full_tensor() if hasattr(g, "full_tensor") else g for g in grads
             ]
-    torch.save(found, Path(folder) / f"{rank}.pt")
-    dist.destroy_process_group()
+    return found
 
 
 def test_gradients_are_exact_under_ddp_and_fsdp2(tmp_path: Path) -> None:
-    context = multiprocessing.get_context("spawn")
-    processes = [
-        context.Process(target=wrapped_main, args=(r, str(tmp_path / "meet"), str(tmp_path)))
-        for r in range(2)
-    ]
-    for process in processes:
-        process.start()
-    for process in processes:
-        process.join(120)
-        assert process.exitcode == 0
     images, labels = scene()
-    for rank in range(2):
-        for (kind, _), grads in torch.load(tmp_path / f"{rank}.pt").items():
+    for found in each_rank(wrapped_main, 2, tmp_path):
+        for (kind, _), grads in found.items():
             model = network(kind)
             WRAPPED[kind](model(images), labels).backward()
             torch.testing.assert_close(grads, [p.grad for p in model.parameters()])
 
 
-def outside_main(rank: int, file: str) -> None:
-    dist.init_process_group("gloo", init_method=f"file://{file}", rank=rank, world_size=2)
+def outside_main(rank: int) -> None:
     group = dist.new_group([0])
     logits, target, _ = batch()
     if rank == 0:
@@ -238,17 +206,7 @@ def outside_main(rank: int, file: str) -> None:
             distributed.exact(group),
         ):
             raise AssertionError("entered")
-    dist.barrier()
-    dist.destroy_process_group()
 
 
 def test_a_rank_outside_the_group_is_refused(tmp_path: Path) -> None:
-    context = multiprocessing.get_context("spawn")
-    processes = [
-        context.Process(target=outside_main, args=(r, str(tmp_path / "meet"))) for r in range(2)
-    ]
-    for process in processes:
-        process.start()
-    for process in processes:
-        process.join(60)
-        assert process.exitcode == 0
+    each_rank(outside_main, 2, tmp_path)

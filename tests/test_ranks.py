@@ -6,21 +6,19 @@ gradients. Every rank issues the same collectives, whichever version of a quanti
 
 from __future__ import annotations
 
-import multiprocessing
+import functools
 from collections.abc import Iterator
-from datetime import timedelta
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 
 from denseloss import AtTargetSize, DeepSupervision, distributed
 from denseloss.compose import names, parse
 from denseloss.contract import arguments, kinds
 from denseloss.testing import example
+from tests.processes import each_rank
 
 # What each rank holds of four images: uneven, and one of three holds nothing.
 SPLITS = {2: (1, 3), 3: (1, 0, 3)}
@@ -110,15 +108,7 @@ def work(world: int) -> Iterator[tuple[str, str, int, torch.dtype]]:
                     yield text, kind, which, dtype
 
 
-def rank_main(rank: int, world: int, file: str, folder: str) -> None:
-    dist.init_process_group(
-        "gloo",
-        init_method=f"file://{file}",
-        rank=rank,
-        world_size=world,
-        timeout=timedelta(seconds=60),
-    )
-    torch.set_num_threads(1)
+def rank_main(rank: int, *, world: int) -> dict[Any, Any]:
     found = {}
     for key in work(world):
         text, kind, which, dtype = key
@@ -136,24 +126,13 @@ def rank_main(rank: int, world: int, file: str, folder: str) -> None:
             found[key] = (loss.detach().double(), leaf.grad.double())
         except ValueError as error:
             found[key] = str(error)
-    torch.save(found, Path(folder) / f"{rank}.pt")
-    dist.destroy_process_group()
+    return found
 
 
 @pytest.fixture(scope="module", params=[2, 3])
 def ranks(request, tmp_path_factory: pytest.TempPathFactory) -> list[dict[Any, Any]]:
-    world, folder = request.param, tmp_path_factory.mktemp("ranks")
-    context = multiprocessing.get_context("spawn")
-    processes = [
-        context.Process(target=rank_main, args=(r, world, str(folder / "meet"), str(folder)))
-        for r in range(world)
-    ]
-    for process in processes:
-        process.start()
-    for process in processes:
-        process.join(300)
-        assert process.exitcode == 0
-    return [torch.load(folder / f"{rank}.pt") for rank in range(world)]
+    work = functools.partial(rank_main, world=request.param)
+    return each_rank(work, request.param, tmp_path_factory.mktemp("ranks"), seconds=300)
 
 
 @pytest.mark.parametrize("text", TEXTS)

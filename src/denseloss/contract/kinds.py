@@ -254,8 +254,8 @@ def _pixel_weight_hint(weight: Tensor, sizes: Sizes) -> str:
 
 Logits = Annotated[Tensor, Kind.of("Logits", "float[n c *s]", "scores", _logits_hint)]
 _ONE_CLASS = (
-    "the softmax of one channel is 1 whatever it holds: for one foreground class use the loss of "
-    "that name with binary_ before it, and a mask"
+    "the softmax of one channel is 1 whatever it holds: for one foreground class use a loss whose "
+    "name begins with binary_, and a mask"
 )
 ClassLogits = Annotated[
     Tensor, Kind.of("Logits", "float[n c *s]", "scores", _logits_hint, ("c", 2, _ONE_CLASS))

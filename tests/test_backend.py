@@ -329,3 +329,42 @@ def test_a_thread_that_ends_inside_its_block_leaves_nothing(doubled) -> None:
     thread.start()
     thread.join()
     assert doubled(X) == 1002
+
+
+_FIRST = """
+import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
+from denseloss import backend
+from denseloss.compose import parse
+
+loss = parse("cross_entropy + dice")
+z, t = torch.randn(2, 3, 4, 5), torch.randint(0, 3, (2, 4, 5))
+{}
+
+def outcome():
+    leaf = z.clone().requires_grad_()
+    value = loss(leaf, t)
+    return value.detach(), *torch.autograd.grad(value, leaf)
+
+found = outcome()
+with backend.use("reference"):
+    torch.testing.assert_close(found, outcome())
+"""
+
+
+@pytest.mark.parametrize(
+    "first",
+    [
+        "with FakeTensorMode() as mode: loss(mode.from_tensor(z), mode.from_tensor(t))",
+        "torch.func.grad(lambda x: loss(x, t))(z)",
+        "torch.export.export(loss, (z, t), strict=False)",
+        "with torch.inference_mode(): loss(z, t)",
+    ],
+    ids=["fake", "func", "export", "inference"],
+)
+def test_a_first_call_under_a_mode_does_no_harm_to_later_ones(first: str) -> None:
+    # What the kernels keep was once fake, or wrapped, for the rest of the process.
+    done = subprocess.run(
+        [sys.executable, "-c", _FIRST.format(first)], capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr

@@ -47,6 +47,7 @@ R = TypeVar("R")
 
 REFERENCE = "reference"
 _is_compiling = torch.compiler.is_compiling
+_SAYS_EXPORTING = hasattr(torch.compiler, "is_exporting")
 table: dict[str, dict[str, Callable[..., Any]]] = {}
 _loaders: dict[str, Callable[[], Missing | None]] = {}
 # The backends that were looked for: None where one is there, else why it is not.
@@ -93,6 +94,18 @@ _own = _Own()
 # The override of the main thread once more, for compiled code: torch.compile guards a module's
 # global and recompiles when it changes, and cannot trace what belongs to a thread.
 _compiled_override: str | None = None
+
+
+def _is_exporting() -> bool:
+    """Whether torch.export is at work: it takes down the definition.
+
+    An exported program runs where denseloss is not, and its gradient is that of its operators.
+    """
+    if not torch.compiler.is_dynamo_compiling():
+        return True
+    if _SAYS_EXPORTING:
+        return torch.compiler.is_exporting()
+    return torch._dynamo.config.allow_rnn  # set by a strict export of torch 2.6, which says no more
 
 
 def _set_override(backend: str | None) -> str | None:
@@ -162,7 +175,7 @@ def primitive(definition: Callable[P, R]) -> Callable[P, R]:
     @functools.wraps(definition)
     def run(*args: P.args, **kwargs: P.kwargs) -> R:
         if _is_compiling():
-            override, notes = _compiled_override, None
+            override, notes = REFERENCE if _is_exporting() else _compiled_override, None
         else:
             override, notes = _own.override, _own.notes
         if args and type(args[0]) is not torch.Tensor:  # what stands for a tensor has it

@@ -433,7 +433,7 @@ class AtTargetSize(nn.Module):
                 "AtTargetSize: logits must be float[n c *s] with one to three axes of space and "
                 f"target [n *s] or [n c *s], got {list(logits.shape)} and {list(target.shape)}"
             )
-        size = tuple(target.shape[target.ndim - axes :])
+        size = target.shape[target.ndim - axes :]
         expected = self._expected
         return SharedLogits(logits, size, align_corners=self.align_corners, expected=expected)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -63,9 +63,9 @@ def _half_disc(radius: float, shape: torch.Size) -> list[tuple[int, ...]]:
     ]
 
 
-def _shifted(offset: tuple[int, ...]) -> tuple[tuple[slice, ...], tuple[slice, ...]]:
+def _shifted(offset: tuple[int, ...]) -> tuple[tuple[Any, ...], tuple[Any, ...]]:
     """Slices of the pixels u and of their partners v = u + offset, both inside the image."""
-    full = (slice(None), slice(None))
     u = tuple(slice(max(0, -d), -d if d > 0 else None) for d in offset)
     v = tuple(slice(max(0, d), d if d < 0 else None) for d in offset)
-    return full + u, full + v
+    # The axes of images and classes are not sliced: torch.export takes that for a bound.
+    return (..., *u), (..., *v)

@@ -68,7 +68,8 @@ class SharedLogits(StandIn):
         self.ndim, self.requires_grad = logits.ndim, logits.requires_grad
         self._tensor: Tensor | None = logits
         if self.resize_to is not None:
-            self.shape = torch.Size((*logits.shape[:2], *self.resize_to))
+            # Added, not made of its parts: torch.compile of 2.6 makes no Size of symbols.
+            self.shape = logits.shape[:2] + self.resize_to
             self.dtype = torch.promote_types(logits.dtype, torch.float32)
             self._tensor = None
 

@@ -44,7 +44,7 @@ def bin_loss(
         (position, each),
         (),
         definition,
-        rows=rows.numel(),
+        rows=target.numel(),
         weighted=weight is not None,
         reduction=reduction,
         count=count,

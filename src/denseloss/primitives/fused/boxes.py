@@ -49,7 +49,7 @@ def box_loss(
         (pairs, each),
         (kind, FORMATS[fmt]),
         definition,
-        rows=rows.numel(),
+        rows=boxes.numel() // 4,
         weighted=weight is not None,
         reduction=reduction,
         count=count,

@@ -16,11 +16,12 @@ if "cpu" in backend.missing():
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Let the oldest torch that is supported warn of itself."""
-    if torch.__version__.startswith("2.6."):  # it warns of what its own torch.compile does
+    """Let torch 2.6 warn of what its own torch.compile and its Triton do."""
+    if torch.__version__.startswith("2.6."):
         for said, kind in (
             (".*torch.autograd.function.Function.* should not be inst", "DeprecationWarning"),
             ("Skipping serialization of skipfiles_inline_module_allowlist", "UserWarning"),
+            ("Conversion of an array with ndim > 0 to a scalar", "DeprecationWarning"),
         ):
             config.addinivalue_line("filterwarnings", f"ignore:{said}:{kind}")
 

@@ -13,6 +13,7 @@ def passes(cases: str) -> None:
     """
     tests = Path(__file__).parent
     options = ["-q", "--noconftest", "-W", "ignore::RuntimeWarning"]  # numpy's, of inf and NaN
+    options += ["-W", "ignore:Conversion of an array with ndim:DeprecationWarning"]  # Triton 3.2's
     run = subprocess.run(
         [sys.executable, "-m", "pytest", *options, tests / cases],
         cwd=tests.parent,

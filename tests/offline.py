@@ -14,10 +14,16 @@ from pathlib import Path
 from typing import Any, NamedTuple
 from unittest import mock
 
+import pytest
 import triton
 from triton.backends.compiler import GPUTarget
 from triton.runtime import driver
 from triton.runtime.jit import JITFunction
+
+# That of torch 2.6: the kernels compile and are right, but take up to 255 registers of a thread.
+frugal = pytest.mark.skipif(
+    triton.__version__.startswith("3.2."), reason="Triton 3.2 is less thrifty with registers"
+)
 
 CUOBJDUMP = Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump"
 

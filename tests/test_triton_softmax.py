@@ -9,6 +9,7 @@ import torch
 pytest.importorskip("triton")
 
 from tests import interpreted
+from tests.offline import frugal
 
 
 def test_cases() -> None:
@@ -16,6 +17,7 @@ def test_cases() -> None:
 
 
 @pytest.mark.skipif("TRITON_INTERPRET" in os.environ, reason="nothing is compiled")
+@frugal
 @pytest.mark.parametrize("classes", [2, 21, 64, 150, 1000])
 @pytest.mark.parametrize("capability", [80, 90])
 def test_registers(capability: int, classes: int) -> None:
@@ -56,6 +58,7 @@ def test_launches() -> None:
 
 
 @pytest.mark.skipif("TRITON_INTERPRET" in os.environ, reason="nothing is compiled")
+@frugal
 def test_association_registers() -> None:
     from denseloss.primitives.cuda.affinity import association, association_backward
     from tests.offline import compiling

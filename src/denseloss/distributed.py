@@ -541,7 +541,10 @@ def mean(total_value: Tensor, count: Tensor | float, *, least: float = 0.0) -> T
     """``sum / count`` over all ranks, the count at least ``least``; 0 where nothing counts."""
     if isinstance(count, Tensor):
         count = count.to(total_value.dtype)  # ranks may count in integers and in floats
-    elif alone() and not torch.compiler.is_compiling():
+    elif alone():
+        if torch.compiler.is_compiling():
+            # Without a look at the number, and never as a tensor: each size would make a new graph.
+            return total_value / torch.sym_max(count, 1)
         return total_value / (max(count, least) or 1)
     else:
         count = torch.full((), count, dtype=total_value.dtype, device=total_value.device)

@@ -68,7 +68,7 @@ def store_maps(
     if entropy is not None:
         tl.store(entropy + at, tl.where(counts, nll, 0.0), inside)
         # Not tl.maximum: NaN must come out.
-        tl.store(miss + at, tl.where(counts & ~(missed < TINY), missed, TINY), inside)
+        tl.store(miss + at, tl.where(counts, tl.where(missed < TINY, TINY, missed), TINY), inside)
         tl.store(weights + at, w, inside)
     if smooth is not None:
         there = number < CLASSES

@@ -11,6 +11,7 @@ from PIL import Image
 from denseloss import cli
 from denseloss.compare.doubts import Seen, doubts, seen, seen_in
 from denseloss.compare.gather import _others
+from denseloss.compare.scores import Additive
 from denseloss.compare.statistics import permutation_test
 from denseloss.compare.trials import loss_slug
 from denseloss.data import VOID, DataError, open_data
@@ -128,7 +129,10 @@ def test_the_fewest_images_that_can_show_a_difference_are_told(losses: int, leas
     # As the test itself has it, for a difference that no image contradicts.
     for images, possible in ((least - 1, False), (least, True)):
         counts = np.linspace(0.8, 0.9, images).reshape(1, images, 1).repeat(3, axis=0)
-        p = permutation_test(counts + 0.05, counts, lambda sums: sums[..., 0])
+        own, baseline = (
+            Additive(each, lambda sums: sums[..., 0]) for each in (counts + 0.05, counts)
+        )
+        p = permutation_test(own, baseline)
         assert (p * (losses - 1) < 0.05) == possible
 
 

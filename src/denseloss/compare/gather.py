@@ -43,6 +43,7 @@ from denseloss.compare.results import (
     Results,
     Threshold,
 )
+from denseloss.compare.scores import Additive
 from denseloss.compare.settings import CompareSettings
 from denseloss.compare.showcase import Shown, known_costs, shown
 from denseloss.compare.trials import Plan, Trial, TrialFolder, loss_slug, planned
@@ -287,8 +288,11 @@ def _limits(data: Mapping[str, Any]) -> tuple[float, float] | None:
     return (float(limits[0]), float(limits[1])) if limits else None
 
 
-def _stacked(counts: Sequence[Counts]) -> tuple[np.ndarray[Any, Any], Any]:
-    return np.stack([one.counts for one in counts]), counts[0].score
+def _scored(found: Found, counts: Sequence[Counts], like: Counts) -> Additive:
+    """Return the networks' score of the images that are known; `like` tells it if there is none."""
+    shape = (len(counts), *like.counts.shape)
+    every = np.array([one.counts for one in counts], dtype=np.float64).reshape(shape)
+    return Additive(every[:, found.known], like.score)
 
 
 def _whole_scores(measured: Measured, metric: str) -> Any:
@@ -300,22 +304,20 @@ def _whole_scores(measured: Measured, metric: str) -> Any:
 def _compared(found: Found, metric: Metric, pooling: Pooling) -> dict[str, Comparison]:
     measured = {}
     first = counts_of(found.losses[0].evidence[0].held_out, metric.key, pooling)
-    score = first.score
     for comparand in found.losses:
         held_out = [e.held_out for e in comparand.evidence]
-        counts = [counts_of(m, metric.key, pooling).counts[found.known] for m in held_out]
-        per_image = [_whole_scores(m, metric.key)[found.known] for m in held_out]
         # A loss whose every trial failed is compared, too: the correction is for all that were
         # planned.
-        shape = (len(held_out), *first.counts[found.known].shape)
+        counts = [counts_of(m, metric.key, pooling) for m in held_out]
+        per_image = [_whole_scores(m, metric.key)[found.known] for m in held_out]
+        scored = _scored(found, counts, first)
         measured[comparand.loss] = statistics.Measured(
             seeds=comparand.seeds,
-            counts=np.reshape(counts, shape),
-            per_image=np.reshape(per_image, shape[:2]),
+            scored=scored,
+            per_image=np.reshape(per_image, scored.shape),
         )
     return statistics.compare(
         measured,
-        score,
         baseline=found.losses[0].loss,
         metric=metric,
         pooling=pooling,
@@ -384,8 +386,8 @@ def _loss_results(
 
 
 def _estimate(found: Found, counts: Sequence[Counts], metric: str = "") -> Estimate:
-    stacked, score = _stacked(counts)
-    estimate = statistics.estimate(stacked[:, found.known], score, level=found.settings.level)
+    scored = _scored(found, counts, counts[0])
+    estimate = statistics.estimate(scored, level=found.settings.level)
     # No score lies outside its range; few seeds or images make intervals that would.
     highest = math.inf if _UNITS.get(metric) else 1.0
     return replace(

@@ -2,16 +2,13 @@
 
 A score has two sources of luck: the seed, that is the start and the order of the training, and the
 images that happened to be held out. Every network is scored on the same images, so the two are
-*crossed*; two losses share both, so they are *paired*. All is computed from an array of counts,
-`float64[seeds images k]`, and a function that maps their sum over images, `[... k] -> [...]`, to a
-score. That serves both ways of scoring: the mean over images (k = 2, the image's score and 1, whose
-sums are divided) and pooled pixels (k entries of a confusion matrix, whose sums make one Dice).
+*crossed*; two losses share both, so they are *paired*. A score is a functional of weights of the
+images (`Scored`): what it is made of is not known here.
 
 Everything random takes a seed and gives the same numbers again.
 """
 
 import math
-import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
@@ -21,10 +18,9 @@ from numpy.typing import NDArray
 from scipy import optimize, special, stats
 
 from denseloss.compare.results import Comparison, Estimate, Metric, Needed, Pooling
+from denseloss.compare.scores import Scored
 
 Array = NDArray[np.float64]
-Score = Callable[[Array], Array]
-"""Maps sums over images `[... k]` to scores `[...]`; NaN where the score is undefined."""
 
 POWER = 0.8
 """The chance of finding a true effect for which `needed` asks."""
@@ -43,12 +39,12 @@ class Measured:
 
     Attributes:
         seeds: Of the finished trials.
-        counts: float64[seeds images k], summed over images and then scored.
+        scored: The score of all images, by seed.
         per_image: float64[seeds images], each image's own score, NaN where it has none.
     """
 
     seeds: tuple[int, ...]
-    counts: Array
+    scored: Scored
     per_image: Array
 
 
@@ -201,7 +197,7 @@ class Components:
 
 
 def components(
-    counts: Array, score: Score, *, minus: Array | None = None, draws: int = 2000, seed: int = 0
+    scored: Scored, *, minus: Scored | None = None, draws: int = 2000, seed: int = 0
 ) -> Components:
     """The variance of the mean score, or of a paired difference, by its sources.
 
@@ -215,9 +211,8 @@ def components(
     out.
 
     Args:
-        counts: float64[seeds images k].
-        score: Maps sums over images to scores.
-        minus: Counts of the loss to subtract, for the same seeds and images.
+        scored: Of the networks of a loss.
+        minus: Of the loss to subtract, for the same seeds and images.
         draws: How many times the images are drawn.
         seed: Of the draws.
 
@@ -226,11 +221,11 @@ def components(
         is in (almost) every draw.
 
     Raises:
-        ValueError: If `counts` is not 3-dimensional, is empty, or unlike `minus`.
+        ValueError: If there are no seeds or no images, or not those of `minus`.
     """
-    sides = _sides(counts, minus)
-    seeds, images, _ = sides[0].shape
-    values = [_scored(score, side.sum(1)) for side in sides]
+    sides = _sides(scored, minus)
+    seeds, images = scored.shape
+    values = [side.value() for side in sides]
     each = values[0] - values[1] if minus is not None else values[0]
     if np.isnan(each).any():
         return _unknown(seeds, images)
@@ -239,7 +234,7 @@ def components(
     if seeds > 1:
         by_seed = _zeroed(float(each.var(ddof=1)) / seeds, tiny**2)
     if images > 1:
-        drawn = _drawn(sides, score, draws, seed)
+        drawn = _drawn(sides, draws, seed)
         if len(drawn) > 1:
             by_image = _zeroed(float(drawn.mean(1).var(ddof=1)), tiny**2)
         if len(drawn) > 1 and seeds > 1:
@@ -257,10 +252,9 @@ def components(
 
 
 def estimate(
-    counts: Array,
-    score: Score,
+    scored: Scored,
     *,
-    minus: Array | None = None,
+    minus: Scored | None = None,
     level: float = 0.95,
     draws: int = 2000,
     seed: int = 0,
@@ -285,9 +279,8 @@ def estimate(
     about 87 to 90 % of cases with 3 or 8 images, and in 93 to 96 % with 30.
 
     Args:
-        counts: float64[seeds images k].
-        score: Maps sums over images to scores.
-        minus: Counts of the loss to subtract, for the same seeds and images.
+        scored: Of the networks of a loss.
+        minus: Of the loss to subtract, for the same seeds and images.
         level: Of confidence, in (0, 1).
         draws: How many times the images are drawn.
         seed: Of the draws.
@@ -305,18 +298,19 @@ def estimate(
         69, 1974. Satterthwaite, An approximate distribution of estimates of variance components,
         Biometrics Bulletin 2(6), 1946.
     """
-    return components(counts, score, minus=minus, draws=draws, seed=seed).estimate(level)
+    return components(scored, minus=minus, draws=draws, seed=seed).estimate(level)
 
 
 def permutation_test(
-    counts: Array, baseline_counts: Array, score: Score, *, draws: int = 10_000, seed: int = 0
+    scored: Scored, baseline: Scored, *, draws: int = 10_000, seed: int = 0
 ) -> float:
     """Two-sided p of a paired permutation test: the losses' labels are swapped, image by image.
 
     All seeds of an image are swapped together, so that what an image does to every network stays
-    together; counts are swapped before they are summed, so it serves pooled scores as well. The
-    null is: *for these trained networks*, the two losses' counts on an image could as well be the
-    other way round. It speaks about new images and says nothing about networks trained anew.
+    together; the images are swapped before they are scored, so it serves scores of all images as
+    one as well. The null is: *for these trained networks*, what the two losses' networks did on an
+    image could as well be the other way round. It speaks about new images and says nothing about
+    networks trained anew.
 
     All 2^N swaps are tried where that is no more than twice `draws` (a swap and its opposite are
     the same two-sided). Else p = (1 + k) / (1 + draws), k being the draws at least as far from zero
@@ -324,9 +318,8 @@ def permutation_test(
     images can never show anything at 0.05. A swap with an undefined score counts as far from zero.
 
     Args:
-        counts: float64[seeds images k].
-        baseline_counts: Of the other loss, for the same seeds and images.
-        score: Maps sums over images to scores.
+        scored: Of the networks of a loss.
+        baseline: Of the other loss, for the same seeds and images.
         draws: How many swaps are drawn.
         seed: Of the draws.
 
@@ -336,22 +329,18 @@ def permutation_test(
     Raises:
         ValueError: As `components`.
     """
-    own, other = _sides(counts, baseline_counts)
-    seeds, images, k = own.shape
-    sums, other_sums = own.sum(1), other.sum(1)
-    values = _scored(score, sums), _scored(score, other_sums)
+    values = [side.value() for side in _sides(scored, baseline)]
     seen = abs(float((values[0] - values[1]).mean()))
     if math.isnan(seen):
         return math.nan
     far = seen - _ROUNDING * max(float(np.abs(value).max()) for value in values)
-    moves = (other - own).transpose(1, 0, 2).reshape(images, seeds * k)
+    images = scored.shape[1]
     exact = images - 1 <= math.log2(draws)
-    swaps = _all_swaps(images) if exact else _random_swaps(images, seeds * k, draws, seed)
+    swaps = _all_swaps(images) if exact else _random_swaps(images, scored.width, draws, seed)
     extreme = total = 0
     for swap in swaps:
-        moved = (swap @ moves).reshape(-1, seeds, k)
-        change = _scored(score, sums + moved) - _scored(score, other_sums - moved)
-        extreme += int((~(np.abs(change.mean(-1)) < far)).sum())
+        own, other = scored.swapped(baseline, swap)
+        extreme += int((~(np.abs((own - other).mean(-1)) < far)).sum())
         total += len(swap)
     return extreme / total if exact else (1 + extreme) / (1 + total)
 
@@ -520,7 +509,6 @@ def needed(found: Components, *, effect: float, alpha: float, power: float = POW
 
 def compare(
     measured: Mapping[str, Measured],
-    score: Score,
     *,
     baseline: str,
     metric: Metric,
@@ -554,7 +542,6 @@ def compare(
 
     Args:
         measured: By loss, the baseline among them.
-        score: Maps sums over images to scores.
         baseline: The loss that the others are compared with.
         metric: What the score is.
         pooling: How it is taken.
@@ -577,14 +564,14 @@ def compare(
     pairs = {loss: _shared(measured[loss], measured[baseline]) for loss in others}
     found, p = {}, {}
     for loss, (own, other) in pairs.items():
-        shape = own.counts.shape
-        if 0 in shape[:2]:
-            found[loss], p[loss] = _unknown(shape[0], shape[1]), math.nan
-            continue
-        found[loss] = components(own.counts, score, minus=other.counts, draws=draws, seed=seed)
+        shape = own.scored.shape
         p[loss] = math.nan
+        if 0 in shape:
+            found[loss] = _unknown(*shape)
+            continue
+        found[loss] = components(own.scored, minus=other.scored, draws=draws, seed=seed)
         if shape[0] > 1:
-            swapped = permutation_test(own.counts, other.counts, score, draws=swaps, seed=seed)
+            swapped = permutation_test(own.scored, other.scored, draws=swaps, seed=seed)
             # Not max(): it drops a NaN that comes second.
             p[loss] = float(np.maximum(swapped, found[loss].p_value()))
     corrected = dict(zip(others, holm([p[loss] for loss in others]), strict=True))
@@ -597,7 +584,7 @@ def compare(
             metric=metric.key,
             pooling=pooling,
             seeds=len(own.seeds),
-            images=own.counts.shape[1],
+            images=own.scored.shape[1],
             difference=difference,
             p=p[loss],
             p_corrected=corrected[loss],
@@ -667,16 +654,13 @@ def summary(comparisons: Mapping[str, Comparison], *, baseline: str, metric: Met
     return text
 
 
-def _sides(counts: Array, minus: Array | None) -> list[Array]:
-    sides = [np.asarray(side, dtype=np.float64) for side in (counts, minus) if side is not None]
-    for side in sides:
-        if side.ndim != 3 or 0 in side.shape:
-            raise ValueError(f"counts must be [seeds images k] and not empty, got {side.shape}")
-        if side.shape != sides[0].shape:
-            raise ValueError(
-                "both losses must have the same seeds and images, "
-                f"got {sides[0].shape} and {side.shape}"
-            )
+def _sides(scored: Scored, minus: Scored | None) -> list[Scored]:
+    sides = [scored] if minus is None else [scored, minus]
+    first, last = sides[0].shape, sides[-1].shape
+    if 0 in first:
+        raise ValueError(f"there must be a seed and an image, got {first} of them")
+    if last != first:
+        raise ValueError(f"both losses must have the same seeds and images, got {first} and {last}")
     return sides
 
 
@@ -690,28 +674,15 @@ def _pairable(per_image: Array, baseline: Array) -> tuple[Array, Array]:
     return own, other
 
 
-def _scored(score: Score, sums: Array) -> Array:
-    # 0 / 0 is a score that is not defined, which is handled; numpy need not say so.
-    with warnings.catch_warnings(), np.errstate(all="ignore"):
-        warnings.simplefilter("ignore", RuntimeWarning)
-        values = np.asarray(score(sums), dtype=np.float64)
-    if values.shape != sums.shape[:-1]:
-        raise ValueError(
-            f"the score of sums {sums.shape} must be {sums.shape[:-1]}, got {values.shape}"
-        )
-    return np.where(np.isfinite(values), values, np.nan)
-
-
-def _drawn(sides: list[Array], score: Score, draws: int, seed: int) -> Array:
+def _drawn(sides: Sequence[Scored], draws: int, seed: int) -> Array:
     """Scores, or differences, of draws of the images: float64[draws seeds], all defined."""
-    seeds, images, k = sides[0].shape
-    flat = [side.transpose(1, 0, 2).reshape(images, seeds * k) for side in sides]
+    images = sides[0].shape[1]
     rng = np.random.default_rng(seed)
     drawn = []
-    for size in _sizes(draws, images + 2 * seeds * k):
-        weights = rng.multinomial(images - 1, np.full(images, 1 / images), size=size)
-        weights = weights * (images / (images - 1))
-        values = [_scored(score, (weights @ each).reshape(size, seeds, k)) for each in flat]
+    for size in _sizes(draws, images + 2 * sides[0].width):
+        times = rng.multinomial(images - 1, np.full(images, 1 / images), size=size)
+        weights: Array = times * np.float64(images / (images - 1))
+        values = [side.value(weights) for side in sides]
         drawn.append(values[0] - values[1] if len(values) > 1 else values[0])
     result = np.concatenate(drawn)
     return result[~np.isnan(result).any(1)]
@@ -804,13 +775,13 @@ def _shared(own: Measured, other: Measured) -> tuple[Measured, Measured]:
     seeds = tuple(sorted(set(own.seeds) & set(other.seeds)))
 
     def part(one: Measured) -> Measured:
-        if not len(one.seeds) == len(one.counts) == len(one.per_image):
+        if not len(one.seeds) == one.scored.shape[0] == len(one.per_image):
             raise ValueError(
-                f"{len(one.seeds)} seeds, but counts of {len(one.counts)} and scores of "
-                f"{len(one.per_image)}"
+                f"{len(one.seeds)} seeds, but scores of {one.scored.shape[0]} and scores per image "
+                f"of {len(one.per_image)}"
             )
         rows = [one.seeds.index(seed) for seed in seeds]
-        return Measured(seeds=seeds, counts=one.counts[rows], per_image=one.per_image[rows])
+        return Measured(seeds=seeds, scored=one.scored.of(rows), per_image=one.per_image[rows])
 
     return part(own), part(other)
 

@@ -1,0 +1,122 @@
+"""Scores as functionals of weighted images: all that intervals and tests need to know of them."""
+
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Protocol, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+Array = NDArray[np.float64]
+
+
+class Scored(Protocol):
+    """The score of each network that was trained with one loss, as a functional of image weights.
+
+    An image of weight 2 counts as if it were there twice, one of weight 0 as if it were not there.
+    Whoever can score weighted images can have them drawn anew, whether the score is made of sums
+    over images (`Additive`) or sorts all that was detected in them, as average precision does.
+    """
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """How many networks there are, one per seed, and how many images, the same for all."""
+
+    @property
+    def width(self) -> int:
+        """About how many numbers one draw takes, which limits how many draws are made at once."""
+
+    def of(self, rows: Sequence[int]) -> Self:
+        """The networks of some seeds only, in this order.
+
+        Args:
+            rows: Places of the seeds.
+        """
+
+    def value(self, weights: Array | None = None) -> Array:
+        """The score of every network.
+
+        Args:
+            weights: float64[draws images], not negative; None is one draw, each image once.
+
+        Returns:
+            float64[draws seeds], or float64[seeds] without weights; NaN where it is undefined.
+        """
+
+    def swapped(self, other: Self, swaps: Array) -> tuple[Array, Array]:
+        """Both scores of every seed after some images were swapped, with what was found in them.
+
+        Args:
+            other: The networks of another loss, for the same seeds and images.
+            swaps: float64[draws images], 1 where the image is swapped and else 0.
+
+        Returns:
+            Two of float64[draws seeds]: of `self` and of `other`; NaN where undefined.
+        """
+
+
+@dataclass(frozen=True)
+class Additive:
+    """A score made of sums over images, a `Scored`.
+
+    It serves the mean over images (k = 2, the image's score and 1, whose sums are divided) and
+    scores of all images together (k numbers, whose sums make one score).
+
+    Attributes:
+        counts: float64[seeds images k], what each image adds.
+        score: Maps sums `[... k]` to scores `[...]`; NaN or infinite where there is none.
+
+    Raises:
+        ValueError: `counts` is not 3-dimensional.
+    """
+
+    counts: Array
+    score: Callable[[Array], Array]
+
+    def __post_init__(self) -> None:
+        if self.counts.ndim != 3:
+            raise ValueError(f"counts must be [seeds images k], got {self.counts.shape}")
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Seeds and images."""
+        return self.counts.shape[0], self.counts.shape[1]
+
+    @property
+    def width(self) -> int:
+        """A draw takes one sum of each kind for each seed."""
+        return int(self.counts[:, 0].size)
+
+    def of(self, rows: Sequence[int]) -> "Additive":
+        """The networks of some seeds only."""
+        return replace(self, counts=self.counts[list(rows)])
+
+    def value(self, weights: Array | None = None) -> Array:
+        """The score of weighted sums."""
+        return self._scored(
+            self.counts.sum(1) if weights is None else self._summed(self.counts, weights)
+        )
+
+    def swapped(self, other: "Additive", swaps: Array) -> tuple[Array, Array]:
+        """What one side's sums gain by swapping, the other side's lose."""
+        moved = self._summed(other.counts - self.counts, swaps)
+        return self._scored(self.counts.sum(1) + moved), other._scored(other.counts.sum(1) - moved)
+
+    @staticmethod
+    def _summed(counts: Array, weights: Array) -> Array:
+        """Weighted sums over the images, [draws seeds k], in one product for all seeds."""
+        seeds, images, k = counts.shape
+        flat = counts.transpose(1, 0, 2).reshape(images, seeds * k)
+        return (weights @ flat).reshape(len(weights), seeds, k)
+
+    def _scored(self, sums: Array) -> Array:
+        # 0 / 0 is a score that is not defined, which is handled; numpy need not say so.
+        with warnings.catch_warnings(), np.errstate(all="ignore"):
+            warnings.simplefilter("ignore", RuntimeWarning)
+            values = np.asarray(self.score(sums), dtype=np.float64)
+        if values.shape != sums.shape[:-1]:
+            raise ValueError(
+                f"the score of sums {sums.shape} must be {sums.shape[:-1]}, got {values.shape}"
+            )
+        return np.where(np.isfinite(values), values, np.nan)

@@ -236,6 +236,23 @@ def test_same_seed_same_numbers_and_chunks_do_not_matter(monkeypatch: pytest.Mon
     assert everything(7)[1] == first[1]
 
 
+def test_the_numbers_of_a_report_stay_what_they_are() -> None:
+    # As they were when statistics took counts and a function of their sums.
+    rng = np.random.default_rng(24)
+    one, other = (together(counts.astype(float)) for counts in rng.integers(1, 1000, (2, 3, 30, 3)))
+    assert dataclasses.astuple(estimate(one, minus=other)) == pytest.approx(
+        (
+            0.109621514630376,
+            -0.258707302425239,
+            0.477950331685992,
+            0.105261190172364,
+            2.57720768161,
+        ),
+        rel=1e-9,
+    )
+    assert permutation_test(one, other, draws=999) == 0.305
+
+
 def test_wrong_counts_are_named() -> None:
     with pytest.raises(ValueError, match=r"\[seeds images k\], got \(3, 4\)"):
         together(np.zeros((3, 4)))
@@ -343,7 +360,7 @@ class AveragePrecision:
 
     @property
     def width(self) -> int:
-        return sum(len(network.image) for network in self.networks)
+        return 4 * sum(len(network.image) for network in self.networks)
 
     def of(self, rows: Sequence[int]) -> "AveragePrecision":
         return replace(self, networks=tuple(self.networks[row] for row in rows))

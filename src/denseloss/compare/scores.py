@@ -15,8 +15,9 @@ class Scored(Protocol):
     """The score of each network that was trained with one loss, as a functional of image weights.
 
     An image of weight 2 counts as if it were there twice, one of weight 0 as if it were not there.
-    Whoever can score weighted images can have them drawn anew, whether the score is made of sums
-    over images (`Additive`) or sorts all that was detected in them, as average precision does.
+    A score that can do this can be asked for draws of the images, whether it is made of sums over
+    images (`Additive`) or sorts all that was detected in them, as average precision does. All
+    networks of a loss are asked together, since they are scored on the same draws.
     """
 
     @property
@@ -45,7 +46,7 @@ class Scored(Protocol):
         """
 
     def swapped(self, other: Self, swaps: Array) -> tuple[Array, Array]:
-        """Both scores of every seed after some images were swapped, with what was found in them.
+        """Both scores of every seed after what the two networks did on some images was swapped.
 
         Args:
             other: The networks of another loss, for the same seeds and images.
@@ -60,8 +61,8 @@ class Scored(Protocol):
 class Additive:
     """A score made of sums over images, a `Scored`.
 
-    It serves the mean over images (k = 2, the image's score and 1, whose sums are divided) and
-    scores of all images together (k numbers, whose sums make one score).
+    It serves the mean over images (k = 2, the image's score and 1, whose sums are divided) and one
+    score of all images (k numbers, such as pixels of each kind, whose sums make it).
 
     Attributes:
         counts: float64[seeds images k], what each image adds.

@@ -3,6 +3,7 @@
 import csv
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -515,6 +516,51 @@ def test_loggers(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     with pytest.raises(InputError, match="pip install wandb"):
         train(tiny(folder, tmp_path / "other", logger="wandb"))
     assert not (tmp_path / "other").exists()
+
+
+def void(folder: Path, out: Path) -> Path:
+    """The same images, with masks of which some are mostly void."""
+    shutil.copytree(folder, out)
+    for i, path in enumerate(sorted((out / "masks").iterdir())):
+        with Image.open(path) as picture:
+            mask = np.array(picture)
+        mask[: (i % 4) * len(mask) // 4] = VOID
+        Image.fromarray(mask).save(path)
+    return out
+
+
+def test_a_batch_in_parts_is_the_same_batch(
+    classes_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # AdamW takes the sign of a gradient at first, also of one that is nothing but rounding.
+    monkeypatch.setattr(torch.optim, "AdamW", torch.optim.SGD)
+    data = void(classes_folder, tmp_path / "data")
+    found = []
+    for parts in (1, 2, 3):
+        out = tmp_path / str(parts)
+        options = {"batch_size": 3, "accumulate": parts, "precision": "32-true", "steps": 4}
+        train(tiny(data, out, **options))
+        found.append([(float(r["loss"]), float(r["val_loss"])) for r in rows(out)])
+    assert len(found[0]) == 2
+    for other in found[1:]:
+        np.testing.assert_allclose(other, found[0], rtol=1e-4)
+
+
+@pytest.mark.slow
+def test_two_devices_and_parts_take_the_steps_of_one(classes_folder: Path, tmp_path: Path) -> None:
+    data = void(classes_folder, tmp_path / "data")
+    found = []
+    for devices, batch, parts in ((1, 4, 1), (2, 2, 1), (2, 2, 2)):
+        out = tmp_path / f"{devices}-{parts}"
+        options = ["--devices", str(devices), "--batch-size", str(batch), "--steps", "2"]
+        options += ["--accumulate", str(parts), "--precision", "32-true", "--val-every", "1"]
+        run = started(data, out, *options, workers=0)
+        _, complaint = run.communicate(timeout=300)
+        assert run.returncode == 0, complaint
+        found.append([float(r["loss"]) for r in rows(out)])
+    for other in found[1:]:
+        assert other[0] == pytest.approx(found[0][0], rel=1e-5)
+        assert other[1] == pytest.approx(found[0][1], rel=5e-3)  # after a step of AdamW
 
 
 @pytest.mark.slow

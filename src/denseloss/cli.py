@@ -76,6 +76,7 @@ def train(
     minutes: float | None = None,
     size: int | None = None,
     batch_size: int = 8,
+    accumulate: int = 1,
     lr: float | None = None,
     weight_decay: float = 1e-4,
     model: str = "dynunet",
@@ -110,6 +111,8 @@ def train(
         minutes: How many minutes instead; the steps are planned by timing a few.
         size: Side of the training squares in pixels; by default up to 192, as the images allow.
         batch_size: Images per step and device.
+        accumulate: In how many parts a batch goes through the network, for batches that do not
+            fit. The gradient is that of the whole batch; batch normalisation sees the parts.
         lr: Highest learning rate of AdamW; by default 0.005 for dynunet, 0.002 for smp.
         weight_decay: Weight decay of AdamW.
         model: dynunet, or smp:ARCH:ENCODER (segmentation-models-pytorch).
@@ -143,6 +146,7 @@ def train(
         minutes=minutes,
         size=size,
         batch_size=batch_size,
+        accumulate=accumulate,
         lr=lr,
         weight_decay=weight_decay,
         model=model,

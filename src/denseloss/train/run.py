@@ -158,7 +158,12 @@ def _prepared(
         pin_memory=settings.accelerator in ("cuda", "gpu"),
     )
     task = SegmentationTask(
-        model, criterion, task=data.task, class_names=data.class_names, seed=settings.seed
+        model,
+        criterion,
+        task=data.task,
+        class_names=data.class_names,
+        seed=settings.seed,
+        accumulate=settings.accumulate,
     )
     return task, loading
 
@@ -252,7 +257,9 @@ def _start(folder: RunFolder, before: dict[str, Any] | None, config: dict[str, A
         return
     comparable = [
         {
-            "settings": {k: v for k, v in c.get("settings", {}).items() if k not in _FREE},
+            # Runs from before there was an option were made with its default.
+            "settings": {"accumulate": 1}
+            | {k: v for k, v in c.get("settings", {}).items() if k not in _FREE},
             "data": {k: v for k, v in c.get("data", {}).items() if k != "found"},
         }
         for c in (before, config)

@@ -8,12 +8,14 @@ from typing import Any
 import lightning as L
 import torch
 import torch.nn.functional as F
+from lightning.pytorch.core.optimizer import LightningOptimizer
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 from torchmetrics import MeanMetric
 from torchmetrics.classification import MulticlassConfusionMatrix
 
+from denseloss import distributed
 from denseloss.data import VOID, Sample, SegmentationData, SegmentationDataset
 from denseloss.data.samples import Task
 from denseloss.train.criterion import TaskCriterion
@@ -286,6 +288,7 @@ class SegmentationTask(L.LightningModule):
         task: What the classes mean.
         class_names: Background included.
         seed: What dropout depends on, with the step.
+        accumulate: In how many parts a batch goes through the network.
     """
 
     def __init__(
@@ -296,8 +299,11 @@ class SegmentationTask(L.LightningModule):
         task: Task,
         class_names: tuple[str, ...],
         seed: int,
+        accumulate: int = 1,
     ) -> None:
         super().__init__()
+        self.accumulate = accumulate
+        self.automatic_optimization = accumulate == 1
         self.model = model.to(memory_format=torch.channels_last)
         self.criterion = criterion
         # Set before training: for a budget in minutes, it takes the task to plan it.
@@ -335,12 +341,32 @@ class SegmentationTask(L.LightningModule):
         self._known_finite = 0
 
     def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
-        """Return the loss of one batch."""
-        terms = self._weighted_terms(self(batch["image"]), batch)
+        """Return the loss of one batch: a mean over all devices, which may hold unequal shares."""
+        if self.accumulate > 1:
+            terms = self._trained_in_parts(batch)
+        else:
+            with distributed.exact():
+                terms = self._weighted_terms(self(batch["image"]), batch)
         self._terms.append(terms.detach())
         if self.device.type == "cpu" or (batch_idx + 1) % _FINITE_CHECK_STEPS == 0:
             self._stop_unless_finite()
         return terms.sum()
+
+    def _trained_in_parts(self, batch: dict[str, Any]) -> Tensor:
+        """Take the step of a batch whose parts go through the network one by one."""
+        optimizer, schedule = self.optimizers(), self.lr_schedulers()
+        assert isinstance(optimizer, LightningOptimizer)
+        assert isinstance(schedule, torch.optim.lr_scheduler.LRScheduler)
+        images, masks = (batch[name].chunk(self.accumulate) for name in ("image", "mask"))
+        parts = [(x, {"mask": y, "image": x}) for x, y in zip(images, masks, strict=True)]
+        optimizer.zero_grad()
+        whole = torch.zeros((), device=self.device)
+        for terms in distributed.accumulate(self, self._weighted_terms, parts):
+            self.manual_backward(terms.sum())
+            whole = whole + terms.detach()
+        optimizer.step()
+        schedule.step()
+        return whole
 
     def validation_step(self, batch: dict[str, Any]) -> None:
         """Score one image."""

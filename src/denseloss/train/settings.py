@@ -44,6 +44,7 @@ class TrainSettings:
     minutes: float | None = None
     size: int | None = None
     batch_size: int = 8
+    accumulate: int = 1
     lr: float | None = None
     weight_decay: float = 1e-4
     val_every: int | None = None
@@ -74,6 +75,7 @@ def check_settings(settings: TrainSettings) -> None:
         **budgets,
         "size": settings.size,
         "batch-size": settings.batch_size,
+        "accumulate": settings.accumulate,
         "lr": settings.lr,
         "val-every": settings.val_every,
         "patience": settings.patience,
@@ -94,6 +96,11 @@ def check_settings(settings: TrainSettings) -> None:
         raise InputError(
             f"--test-share {settings.test_share:g}: must lie between 0 and "
             f"{1 - settings.val_share:g}, the rest beside --val-share"
+        )
+    if settings.accumulate > settings.batch_size:
+        raise InputError(
+            f"--accumulate {settings.accumulate}: a batch of {settings.batch_size} images has no "
+            "more parts than images"
         )
     if settings.minutes is not None and settings.devices != "1":
         raise InputError("--minutes works with one device; give --steps or --epochs with several")
@@ -220,6 +227,7 @@ def plan_lines(
     yield (
         f"budget: {settings.steps} steps of {settings.batch_size * world_size(settings)} images "
         f"({epochs:.4g} epochs), validation every {settings.val_every} steps"
+        + (f", each in {settings.accumulate} parts" if settings.accumulate > 1 else "")
         + (f", at most {settings.minutes:g} minutes" if settings.minutes else "")
     )
     yield (

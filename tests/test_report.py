@@ -17,8 +17,22 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from denseloss.compare.report import figures, page, pictures, tables, words, write_report
+from denseloss.compare import pictures, report
+from denseloss.compare.report import figures, page, tables, words
+from denseloss.compare.report.contents import contents
+from denseloss.compare.report.sections import (
+    Cell,
+    Figure,
+    Gallery,
+    Item,
+    Picture,
+    Row,
+    Section,
+    Table,
+    letter,
+)
 from denseloss.compare.results import Case, Estimate, Needed, Results
+from denseloss.compare.segmentation_sections import segmentation_sections
 from denseloss.train.errors import InputError
 from tests import comparison_example as example
 
@@ -28,6 +42,14 @@ MADE = {
     "multiclass": example.multiclass_results,
     "large": example.large_results,
 }
+
+
+def write_report(results: Results, folder: Path) -> Path:
+    return report.write_report(results, segmentation_sections(results), folder)
+
+
+def html_page(results: Results) -> str:
+    return page.html_page(contents(results, segmentation_sections(results)))
 
 
 class Page(HTMLParser):
@@ -280,7 +302,7 @@ def test_numbers_are_told_as_people_write_them() -> None:
         "2 h 05 min",
     ]
     assert tables.plain({"a": [1, 2.50], "b": None, "c": True}) == "a=1, 2.5, b=none, c=yes"
-    assert [tables.letter(i) for i in (0, 25, 26, 701, 702)] == ["A", "Z", "AA", "ZZ", "AAA"]
+    assert [letter(i) for i in (0, 25, 26, 701, 702)] == ["A", "Z", "AA", "ZZ", "AAA"]
     negative = Estimate(value=0, low=-0.1, high=0.2, standard_error=0.1, freedom=4)
     assert tables.interval(negative, 2) == "−0.10 to 0.20"
 
@@ -491,7 +513,7 @@ def test_a_picture_keeps_to_its_bytes_and_a_page_to_its_size(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     noise = np.random.default_rng(0).integers(0, 256, (400, 300, 3), dtype=np.uint8)
-    small, large = (pictures.data_uri(noise, limit=limit) for limit in (12_000, 10**7))
+    small, large = (page.data_uri(noise, limit=limit) for limit in (12_000, 10**7))
     assert len(small) < 12_000 * 4 / 3 + 100 < len(large)
     assert decoded(small).shape[0] < decoded(large).shape[0] == 320
     losses = ("a", "b")
@@ -506,7 +528,7 @@ def test_a_picture_keeps_to_its_bytes_and_a_page_to_its_size(
     few = [dataclasses.replace(plain.losses[i], loss=losses[i]) for i in range(2)]
     results = dataclasses.replace(plain, losses=tuple(few), cases=(case,) * 12, looks=())
     monkeypatch.setattr(page, "MOST_BYTES", 400_000)
-    html = page.html_page(results)
+    html = html_page(results)
     assert len(html.encode()) < 400_000
     left_out = re.search(r"(\d+) more would make the page larger than 3 MB", html)
     assert left_out is not None
@@ -517,11 +539,83 @@ def test_a_picture_keeps_to_its_bytes_and_a_page_to_its_size(
     # Without room for any picture, too, the page says what is missing.
     results = dataclasses.replace(results, looks=plain.looks)
     bare = dataclasses.replace(results, cases=(), looks=())
-    monkeypatch.setattr(page, "MOST_BYTES", len(page.html_page(bare).encode()) + 3000)
-    html = page.html_page(results)
+    monkeypatch.setattr(page, "MOST_BYTES", len(html_page(bare).encode()) + 3000)
+    html = html_page(results)
     counts = re.findall(r"(\d+) more would make the page larger than 3 MB", html)
     assert [int(count) for count in counts] == [12, len(plain.looks)]
     assert '<section id="looks"' in html
+
+
+def test_every_section_with_pictures_keeps_its_first_ones(monkeypatch: pytest.MonkeyPatch) -> None:
+    noise = np.random.default_rng(0).integers(0, 256, (200, 200, 3), dtype=np.uint8)
+
+    def pictures_of(title: str) -> Section:
+        one = Picture(pixels=noise, alt=f"of {title}", caption="noise")
+        galleries = [Gallery(name=f"{title} {i}", rows=(("", (one,)),)) for i in range(6)]
+        return Section(title=title, galleries=tuple(galleries))
+
+    results = dataclasses.replace(example.multiclass_results(), cases=(), looks=())
+    bare = page.html_page(contents(results, ()))
+    monkeypatch.setattr(page, "MOST_BYTES", len(bare.encode()) + 60_000)
+    html = page.html_page(contents(results, [pictures_of("first"), pictures_of("second")]))
+    kept = re.findall("<h3>((?:first|second) \\d+)</h3>", html)
+    shown = [[name for name in kept if name.startswith(title)] for title in ("first", "second")]
+    assert abs(len(shown[0]) - len(shown[1])) <= 1
+    assert 1 < len(kept) < 12
+    left_out = re.findall(r"(\d+) more would make the page larger than 3 MB", html)
+    assert [int(count) for count in left_out] == [6 - len(names) for names in shown]
+
+
+def test_a_task_adds_sections_that_page_and_markdown_show(tmp_path: Path) -> None:
+    results = example.multiclass_results()
+    numbers = Section(
+        title="Counts <per> image",
+        text=("How many `cells` there are.",),
+        hint="Sort it.",
+        about_figures="Read from left to right.",
+        figures=(Figure(svg="<svg role='img' aria-label='A count of each loss'></svg>", loss=1),),
+        tables=(
+            Table(
+                caption="Counts",
+                corner="Loss",
+                columns=("Count",),
+                rows=(Row(head="", loss=1, cells=(Cell(text="17", order=17),)),),
+                notes=("Small ones, too.",),
+            ),
+        ),
+        parts=(Section(title="Terms", items=(Item(head="cell", text="What is counted."),)),),
+    )
+    drawn = Picture(pixels=np.zeros((4, 4, 3), np.uint8), alt="Nothing at all", caption="nothing")
+    seen = Section(title="Seen", galleries=(Gallery(name="dark", rows=(("", (drawn,)),)),))
+    path = report.write_report(results, [seen, numbers], tmp_path)
+    found = Page(path.read_text(encoding="utf-8"))
+    for told in (
+        "Counts <per> image",
+        "How many cells there are.",
+        "Sort it.",
+        "Read from left to right.",
+        "17",
+        "Small ones, too.",
+        "Terms",
+        "What is counted.",
+        "dark",
+    ):
+        assert told in found.text
+    assert "Nothing at all" in [image.get("alt") for image in found.all("img")]
+    titles = [attributes["aria-labelledby"] for attributes in found.all("section")]
+    assert len(titles) == len(set(titles))
+    # Numbers come before pictures, and both before how it was measured.
+    places = [found.text.rindex(title) for title in ("Counts <per>", "Cost", "Seen", "How it was")]
+    assert places == sorted(places)
+
+    text = (tmp_path / "report.md").read_text(encoding="utf-8")
+    table = "Counts:\n\n| Loss"
+    for told in ("## Counts \\<per\\> image", "How many `cells`", table, "Small ones", "### Terms"):
+        assert told in text
+    assert "- cell: What is counted." in text
+    # What speaks of pictures only, or of the page, is not told without them.
+    for untold in ("Sort it", "Read from left", "## Seen"):
+        assert untold not in text
 
 
 def test_a_comparison_without_any_finished_trial_has_a_report(tmp_path: Path) -> None:

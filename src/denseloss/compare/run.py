@@ -32,6 +32,7 @@ from denseloss.compare.local import Engine, LocalEngine, visible_gpus
 from denseloss.compare.measure import METRICS, poolings, size_limits
 from denseloss.compare.report import write_report
 from denseloss.compare.results import Results
+from denseloss.compare.segmentation_sections import segmentation_sections
 from denseloss.compare.settings import (
     CompareSettings,
     check,
@@ -171,7 +172,7 @@ def _reported(folder: ComparisonFolder) -> CompareResult:
     found = find(folder)
     results = gather(found)
     write_tables(found, results)
-    page = write_report(results, folder.path)
+    page = write_report(results, segmentation_sections(results), folder.path)
     return CompareResult(folder=folder.path, report=page, results=results)
 
 

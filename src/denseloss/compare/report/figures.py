@@ -26,10 +26,10 @@ from denseloss.compare.report.drawing import (
     frame,
     svg,
 )
+from denseloss.compare.report.sections import letter
 from denseloss.compare.report.tables import (
     POOLING_WORDS,
     digits,
-    letter,
     metric_name,
     number,
     rate,

@@ -1,152 +1,55 @@
 """The report as Markdown, to be read in a terminal as well."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator
 
-from denseloss.compare.report import tables, words
-from denseloss.compare.report.tables import Cell, Table
-from denseloss.compare.results import Results
+from denseloss.compare.report.sections import Cell, Item, Report, Section, Table, letter
 
 _NAME = 28
 _SPECIAL = re.compile(r"([\\*<>|\[\]]|(?<!\w)_|_(?!\w)|&(?=[#\w]+;))")
 
 
-def markdown_text(results: Results) -> str:
-    """The verdict, all tables and what it takes to repeat it."""
+def markdown_text(report: Report) -> str:
+    """The verdict and what can be told of every section without figures and pictures."""
     blocks = [
-        f"# {_text(words.title(results))}",
-        f"{words.subtitle(results)} · denseloss compare",
+        f"# {_text(report.title)}",
+        f"{_text(report.subtitle)} · denseloss compare",
         "## Verdict",
-        *(_text(sentence) for sentence in results.verdict[:1]),
-        _list(results.verdict[1:]),
-        *_warnings(results),
-        *_scores(results),
-        *_tables(results),
-        *_how(results),
-        *_repeat(results),
+        *map(_text, report.verdict[:1]),
+        _list(map(_text, report.verdict[1:])),
     ]
+    if report.warnings:
+        blocks += ["### What weakens this", _list(map(_text, report.warnings))]
+    for section in report.sections:
+        blocks += _section(report, section, "##")
     return "\n\n".join(block for block in blocks if block) + "\n"
 
 
-def _warnings(results: Results) -> list[str]:
-    warnings = (words.unfinished(results), words.failed(results), *results.warnings)
-    text = _list([warning for warning in warnings if warning])
-    return ["### What weakens this", text] if text else []
-
-
-def _scores(results: Results) -> list[str]:
-    blocks = ["## The losses", _losses(results), "## Scores"]
-    for metric, pooling in tables.measured(results):
-        better = "Higher" if metric.higher_is_better else "Lower"
-        blocks += [
-            f"### {_text(metric.name)}, {tables.POOLING_WORDS[pooling]}",
-            f"{better} is better. {tables.POOLING_WORDS[pooling].capitalize()}: "
-            f"{tables.POOLING_MEANING[pooling]}. In brackets: {tables.level(results)} confidence "
-            "intervals.",
-            _grid(tables.comparison(results, metric, pooling)),
-        ]
-        key = (metric.key, pooling)
-        blocks.append(
-            _list(
-                [
-                    f"{tables.letter(i)}: {loss.comparisons[key].words}"
-                    for i, loss in enumerate(results.losses)
-                    if key in loss.comparisons
-                ]
-            )
-        )
-    if len(blocks) == 3:
-        blocks.append("No trial has finished, so there is no score.")
-    return blocks
-
-
-def _losses(results: Results) -> str:
-    lines = []
-    for i, loss in enumerate(results.losses):
-        marks = [
-            text
-            for text, here in (("baseline", i == 0), ("no finished trial", not loss.seeds))
-            if here
-        ]
-        about = "; ".join([*marks, *filter(None, [loss.reason]), *loss.notes])
-        lines.append(
-            f"- {tables.letter(i)}  {_code(loss.loss)}" + (f" ({_text(about)})" if about else "")
-        )
-    return "\n".join(lines)
-
-
-def _tables(results: Results) -> list[str]:
-    blocks = ["## Learning", *_titled(tables.learning(results)), *_titled(tables.rates(results))]
-    parts: list[str] = []
-    for metric, pooling in tables.measured(results):
-        table = tables.per_class(results, metric, pooling)
-        if table is not None and len(table.columns) > 1:
-            parts += _titled(table)
-    parts += _titled(tables.recall(results))
-    if parts:
-        blocks += ["## Classes and sizes", *parts]
-    for title, table in (
-        ("Calibration and threshold", tables.calibration(results)),
-        ("Cost", tables.cost(results)),
-        ("Failures", tables.failures(results)),
-    ):
-        if table is not None:
-            blocks += [f"## {title}", *_titled(table)]
-    if results.cases:
-        blocks += ["## Images on which the losses differ most", _grid(_cases(results))]
-    return blocks
-
-
-def _cases(results: Results) -> Table:
-    return Table(
-        caption="Dice of each image, mean over the seeds",
-        corner="Image",
-        columns=tuple(tables.letter(i) for i in range(len(results.losses))),
-        rows=tuple(
-            tables.Row(
-                head=case.name,
-                cells=tuple(
-                    Cell(text=tables.number(case.scores.get(loss.loss, float("nan"))))
-                    for loss in results.losses
-                ),
-            )
-            for case in results.cases
-        ),
-    )
-
-
-def _how(results: Results) -> list[str]:
-    counts = ", ".join(f"{name}: {count}" for name, count in results.counts.items())
-    classes = f"Classes: {', '.join(results.class_names)}"
-    return [
-        "## How it was measured",
-        *map(_text, words.statistics(results)),
-        "### The data",
-        _list([*results.data_lines, counts, classes]),
-        "### The metrics",
-        _list([f"{tables.metric_name(m)}: {m.definition}" for m in results.metrics]),
-    ]
-
-
-def _repeat(results: Results) -> list[str]:
-    blocks = ["## To repeat it"]
-    if results.commands:
-        text = "\n".join(results.commands)
+def _section(report: Report, section: Section, mark: str) -> Iterator[str]:
+    told = (section.code, section.tables, section.instead, section.items, section.parts)
+    if (section.figures or section.galleries) and not any(told):
+        return
+    yield f"{mark} {_text(section.name or section.title)}"
+    yield from map(_text, section.text)
+    if section.code:
+        text = "\n".join(section.code)
         fence = "`" * max(3, 1 + _longest_run(text))
-        blocks.append(f"{fence}sh\n{text}\n{fence}")
-    for caption, column, values in (
-        ("What all trials had in common", "Value", results.settings),
-        ("Versions", "Version", results.versions),
-    ):
-        if values:
-            blocks += _titled(tables.pairs(caption, "Name", column, values))
-    return blocks
+        yield f"{fence}sh\n{text}\n{fence}"
+    for table in (*section.tables, *section.instead):
+        yield from (f"{_text(table.caption)}:", _grid(table), *map(_text, table.notes))
+    yield _list(_item(report, item) for item in section.items)
+    for part in section.parts:
+        yield from _section(report, part, f"{mark}#")
 
 
-def _titled(table: Table | None) -> list[str]:
-    if table is None:
-        return []
-    return [f"{_text(table.caption)}:", _grid(table), *map(_text, table.notes)]
+def _item(report: Report, item: Item) -> str:
+    if not item.named or item.loss is None:
+        head = letter(item.loss) if item.loss is not None else _text(item.head)
+        return f"{head}: {_text(item.text)}" if head else _text(item.text)
+    baseline = "baseline" if item.loss == 0 else ""
+    about = "; ".join(filter(None, [baseline, item.text, *item.notes]))
+    name = f"{letter(item.loss)}  {_code(report.losses[item.loss])}"
+    return f"{name} ({_text(about)})" if about else name
 
 
 def _grid(table: Table) -> str:
@@ -174,7 +77,7 @@ def _grid(table: Table) -> str:
 def _named(index: int, loss: str) -> str:
     """A loss within a table: cut, as its letter says which one it is and lines must stay short."""
     shown = loss if len(loss) <= _NAME else f"{loss[: _NAME - 1]}…"
-    return f"{tables.letter(index)} {_code(shown)}"
+    return f"{letter(index)} {_code(shown)}"
 
 
 def _cell(cell: Cell) -> str:
@@ -185,8 +88,8 @@ def _cell(cell: Cell) -> str:
     return " ".join(filter(None, [cell.text, inside, ", ".join(marks)]))
 
 
-def _list(sentences: Sequence[str]) -> str:
-    return "\n".join(f"- {_text(sentence)}" for sentence in sentences)
+def _list(lines: Iterable[str]) -> str:
+    return "\n".join(f"- {line}" for line in lines)
 
 
 def _text(text: str) -> str:

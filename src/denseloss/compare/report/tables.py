@@ -1,10 +1,11 @@
-"""The tables of a comparison as text, made once for the page and for the Markdown."""
+"""The tables of a comparison, and how its numbers are written."""
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
+from denseloss.compare.report.sections import Cell, Row, Table
 from denseloss.compare.results import (
     SIZES,
     Comparison,
@@ -26,73 +27,6 @@ NOTHING = "–"
 """What stands where there is no value."""
 
 _SMALLEST_P = 1e-4
-
-
-@dataclass(frozen=True, kw_only=True)
-class Cell:
-    """One value.
-
-    Attributes:
-        text: As it is read.
-        interval: Its confidence interval, empty where there is none.
-        order: What it is sorted by; NaN comes last.
-        best: Whether no other value of its column is better.
-        verdict: `"better"` or `"worse"` where the test says so, else empty.
-        share: Of the column's highest value, for a bar; None for no bar.
-    """
-
-    text: str
-    interval: str = ""
-    order: float = math.nan
-    best: bool = False
-    verdict: str = ""
-    share: float | None = None
-
-
-@dataclass(frozen=True, kw_only=True)
-class Row:
-    """A line of a table.
-
-    Attributes:
-        head: Its name.
-        cells: One per column.
-        loss: Index of the loss whose line it is, None for another.
-    """
-
-    head: str
-    cells: tuple[Cell, ...]
-    loss: int | None = None
-
-
-@dataclass(frozen=True, kw_only=True)
-class Table:
-    """A table with a name per column and per row.
-
-    Attributes:
-        caption: What it shows.
-        corner: What the rows are.
-        columns: Names of the columns.
-        rows: Its lines.
-        notes: How it is read.
-        prose: Whether the cells are words, which are set to the left and wrapped.
-    """
-
-    caption: str
-    corner: str
-    columns: tuple[str, ...]
-    rows: tuple[Row, ...]
-    notes: tuple[str, ...] = ()
-    prose: bool = False
-
-
-def letter(index: int) -> str:
-    """The short name of the loss with an index: A to Z, then AA, AB and so on."""
-    text = ""
-    index += 1
-    while index:
-        index, rest = divmod(index - 1, 26)
-        text = chr(ord("A") + rest) + text
-    return text
 
 
 def digits(results: Results, metric: Metric) -> int:
@@ -203,7 +137,7 @@ def scores(results: Results, pooling: Pooling) -> Table | None:
 def scores_note(results: Results) -> str:
     """How the tables of `scores` are read."""
     return (
-        f"Below each value its {level(results)} confidence interval. ↑ higher is better, ↓ lower "
+        f"With each value its {level(results)} confidence interval. ↑ higher is better, ↓ lower "
         "is better. “Best” is the best value of the column, which may be so by chance; “better” "
         "and “worse” (than the baseline) stand only where the corrected test says so."
     )

@@ -1,7 +1,7 @@
 """The sentences of the report that page and Markdown share."""
 
 from denseloss.compare.report.tables import POOLING_WORDS, level, plural, rate
-from denseloss.compare.results import Results
+from denseloss.compare.results import Metric, Results
 
 HOW_TO_READ_LOOKS = (
     "All losses are asked about one and the same prediction. The gradient map shows which way a "
@@ -29,6 +29,11 @@ def subtitle(results: Results) -> str:
     images = "" if held_out is None else f" on {plural(held_out, 'held-out image')}"
     losses = len(results.losses)
     return f"{losses} {'loss' if losses == 1 else 'losses'}, {plural(seeds, 'seed')} each{images}"
+
+
+def better(metric: Metric) -> str:
+    """Which scores of a metric are good ones."""
+    return f"{'Higher' if metric.higher_is_better else 'Lower'} is better."
 
 
 def unfinished(results: Results) -> str:

@@ -1,7 +1,5 @@
-"""Images, overlays and maps as small data URIs, within a budget of bytes."""
+"""Images with their masks laid over, and maps, as the report shows them."""
 
-import base64
-import io
 from collections.abc import Sequence
 from typing import Any
 
@@ -19,35 +17,7 @@ Rgb = NDArray[np.uint8]
 RIGHT, MISSED, FALSE = (0, 158, 115), (230, 97, 0), (64, 138, 255)
 """Colours of right, missed and false pixels, which colour-blind people tell apart as well."""
 
-_LADDER = ((320, 88), (300, 82), (280, 76), (256, 72), (224, 68), (192, 62), (160, 55), (128, 45))
 _DIVERGING, _SEQUENTIAL, _GREY = "RdBu_r", "viridis", "gray"
-
-
-def data_uri(picture: Rgb, *, limit: int) -> str:
-    """A picture as a data URI of at most about `limit` bytes, made smaller and coarser if needed.
-
-    Args:
-        picture: uint8[h, w, 3].
-        limit: In bytes of the encoded picture; the smallest version is taken if none fits.
-    """
-    image, content = Image.fromarray(picture), b""
-    for side, quality in _LADDER:
-        stream = io.BytesIO()
-        # Without subsampling: thin coloured outlines must keep their colour. Not
-        # optimised: Pillow's buffer is too small for that where an image is all noise: it fails.
-        _within(image, side).save(stream, "JPEG", quality=quality, subsampling=0)
-        content = stream.getvalue()
-        if len(content) <= limit:
-            break
-    return f"data:image/jpeg;base64,{base64.b64encode(content).decode('ascii')}"
-
-
-def _within(image: Image.Image, side: int) -> Image.Image:
-    factor = side / max(image.size)
-    if factor >= 1:
-        return image
-    size = (max(1, round(image.width * factor)), max(1, round(image.height * factor)))
-    return image.resize(size, Image.Resampling.LANCZOS)
 
 
 def plain(image: Rgb, *, side: int) -> Rgb:

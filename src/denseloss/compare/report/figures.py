@@ -8,6 +8,7 @@ import re
 import textwrap
 from collections.abc import Callable, Mapping, Sequence
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -39,6 +40,8 @@ from denseloss.compare.results import Calibration, Estimate, LossResults, Metric
 
 MARKERS = ("o", "s", "D", "^", "v", "P", "X", "p", "<", ">", "h", "d")
 """One per loss, so that colour is never alone."""
+
+_Band = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]
 
 _WIDTH = 420.0
 _SMALL_WIDTH = 240.0
@@ -256,26 +259,16 @@ def curves(results: Results, *, late: bool) -> str | None:
         return None
     last = max(float(steps[-1]) for steps, *_ in found.values())
     first = last / 2 if late else 0.0
+    ends = {
+        i: (float(steps[-1]), float(mean[-1]))
+        for i, (steps, mean, *_) in found.items()
+        if steps[-1] >= first
+    }
     with canvas(_WIDTH, 320) as figure:
         axes = frame(figure, left=42, right=30, top=10, bottom=44)
-        ends, seen = {}, []
-        for i, (steps, mean, low, high) in found.items():
-            part = steps >= first
-            if not part.any():
-                continue
-            axes.fill_between(steps, low, high, color=colour(i), alpha=0.13, linewidth=0)
-            sparse = part.sum() < 4
-            axes.plot(
-                steps,
-                mean,
-                color=colour(i),
-                linewidth=2,
-                linestyle=dashes(i),
-                marker=marker(i) if sparse else "",
-                markersize=5,
-            )
-            ends[i] = (float(steps[-1]), float(mean[-1]))
-            seen += [*low[part], *high[part]]
+        seen: list[float] = []
+        for i in ends:
+            seen += _draw_band(axes, found[i], i, dashes(i), first=first)
         _limits(axes, seen)
         axes.set_xlim(first, last)
         axes.xaxis.set_major_locator(MaxNLocator(4, integer=True))
@@ -284,11 +277,23 @@ def curves(results: Results, *, late: bool) -> str | None:
         _end_labels(axes, ends)
         when = "in the second half of training" if late else "over the steps"
         told = "; ".join(f"{results.losses[i].loss} ends at {y:.3f}" for i, (_, y) in ends.items())
-        return svg(
-            figure,
-            name="curves-late" if late else "curves",
-            label=f"Validation Dice {when}: {told}",
-        )
+        name = "curves-late" if late else "curves"
+        return svg(figure, name=name, label=f"Validation Dice {when}: {told}")
+
+
+def _draw_band(
+    axes: Axes, band: _Band, index: int, style: str, *, first: float = 0.0
+) -> list[float]:
+    """A mean with its spread; returns the heights that are seen from a first step on."""
+    steps, mean, low, high = band
+    part = steps >= first
+    axes.fill_between(steps, low, high, color=colour(index), alpha=0.13, linewidth=0)
+    # Of a few points only, a line may be too short to be seen.
+    shown = marker(index) if part.sum() < 4 else ""
+    axes.plot(
+        steps, mean, color=colour(index), linewidth=2, linestyle=style, marker=shown, markersize=5
+    )
+    return [*low[part], *high[part]]
 
 
 def _limits(axes: Axes, seen: Sequence[float]) -> None:
@@ -298,9 +303,6 @@ def _limits(axes: Axes, seen: Sequence[float]) -> None:
     low, high = min(finite), max(finite)
     room = 0.05 * (high - low) or max(0.01, 0.05 * abs(high))
     axes.set_ylim(low - room, high + room)
-
-
-_Band = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]
 
 
 def _band(loss: LossResults, column: str) -> _Band | None:
@@ -384,27 +386,15 @@ def spread(wanted: Sequence[float], *, gap: float, low: float, high: float) -> l
 def losses_over_steps(results: Results, index: int) -> str | None:
     """Training and validation loss of one loss, in its own unit."""
     loss = results.losses[index]
-    training, validation = _band(loss, "loss"), _band(loss, "val_loss")
-    if training is None and validation is None:
+    bands = [(_band(loss, "loss"), "-"), (_band(loss, "val_loss"), "--")]
+    if all(band is None for band, _ in bands):
         return None
     with canvas(_SMALL_WIDTH, 150) as figure:
         axes = frame(figure, left=40, right=8, top=8, bottom=26)
         seen: list[float] = []
-        for band, style in ((training, "-"), (validation, "--")):
-            if band is None:
-                continue
-            steps, mean, low, high = band
-            axes.fill_between(steps, low, high, color=colour(index), alpha=0.13, linewidth=0)
-            axes.plot(
-                steps,
-                mean,
-                color=colour(index),
-                linewidth=1.8,
-                linestyle=style,
-                marker="o" if len(steps) < 3 else "",
-                markersize=4,
-            )
-            seen += [*low, *high]
+        for band, style in bands:
+            if band is not None:
+                seen += _draw_band(axes, band, index, style)
         _limits(axes, seen)
         axes.xaxis.set_major_locator(MaxNLocator(3, integer=True))
         axes.yaxis.set_major_locator(MaxNLocator(4))
@@ -420,55 +410,38 @@ def learning_rates(results: Results) -> str | None:
     """Validation Dice over the learning rates that were tried; None where none finished."""
     rates = sorted({lr for loss in results.losses for lr in loss.searched})
     points = {
-        i: [(lr, y) for lr, y in sorted(loss.searched.items()) if not math.isnan(y)]
+        i: found
         for i, loss in enumerate(results.losses)
+        if (found := [one for one in sorted(loss.searched.items()) if not math.isnan(one[1])])
     }
-    if len(rates) < 2 or not any(points.values()):
+    if len(rates) < 2 or not points:
         return None
     with canvas(_WIDTH, 290) as figure:
         axes = frame(figure, left=42, right=30, top=10, bottom=44)
-        ends: dict[int, tuple[float, float]] = {}
-        seen: list[float] = []
         for i, pairs in points.items():
-            if not pairs:
-                continue
             loss = results.losses[i]
-            x, y = zip(*pairs, strict=True)
+            style: dict[str, Any] = {"color": colour(i), "marker": marker(i), "clip_on": False}
             axes.plot(
-                x,
-                y,
-                color=colour(i),
+                *zip(*pairs, strict=True),
                 linewidth=1.6,
                 linestyle=dashes(i),
-                marker=marker(i),
                 markersize=6,
                 markerfacecolor=PAPER,
                 markeredgewidth=1.5,
-                clip_on=False,
+                **style,
             )
             if loss.lr in loss.searched:
-                axes.plot(
-                    [loss.lr],
-                    [loss.searched[loss.lr]],
-                    color=colour(i),
-                    marker=marker(i),
-                    markersize=9,
-                    clip_on=False,
-                )
-            ends[i] = (x[-1], y[-1])
-            seen += y
+                axes.plot([loss.lr], [loss.searched[loss.lr]], markersize=9, **style)
         axes.set_xscale("log")
         axes.set_xlim(rates[0] / 1.12, rates[-1] * 1.12)
-        _limits(axes, seen)
-        if len(rates) <= 5:
-            axes.xaxis.set_major_locator(FixedLocator(rates))
-        else:
-            axes.xaxis.set_major_locator(LogLocator(subs=(1.0, 3.0)))
+        _limits(axes, [y for pairs in points.values() for _, y in pairs])
+        few = len(rates) <= 5
+        axes.xaxis.set_major_locator(FixedLocator(rates) if few else LogLocator(subs=(1.0, 3.0)))
         axes.xaxis.set_major_formatter(FuncFormatter(lambda lr, _: rate(lr)))
         axes.xaxis.set_minor_locator(NullLocator())
         axes.yaxis.set_major_locator(MaxNLocator(5))
         axes.set_xlabel("learning rate", labelpad=6)
-        _end_labels(axes, ends)
+        _end_labels(axes, {i: pairs[-1] for i, pairs in points.items()})
         told = "; ".join(
             f"{loss.loss} chose {rate(loss.lr)}"
             for loss in results.losses

@@ -1,8 +1,9 @@
 """The tables of a comparison, and how its numbers are written."""
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
+from statistics import median
 from typing import Any
 
 from denseloss.compare.report.sections import Cell, Row, Table
@@ -14,6 +15,7 @@ from denseloss.compare.results import (
     Metric,
     Pooling,
     Results,
+    Threshold,
 )
 from denseloss.compare.statistics import MOST_SEEDS
 
@@ -118,20 +120,33 @@ def metric_name(metric: Metric) -> str:
     return f"{metric.name} ({metric.unit})" if metric.unit else metric.name
 
 
+def by_loss(
+    results: Results,
+    caption: str,
+    columns: Iterable[tuple[str, Sequence[Cell]]],
+    *notes: str,
+) -> Table:
+    """A table with a row per loss, from its columns: their names and a cell per loss."""
+    names, cells = zip(*columns, strict=True)
+    rows = [
+        Row(head=loss.loss, loss=i, cells=tuple(column[i] for column in cells))
+        for i, loss in enumerate(results.losses)
+    ]
+    return Table(caption=caption, corner="Loss", columns=names, rows=tuple(rows), notes=notes)
+
+
 def scores(results: Results, pooling: Pooling) -> Table | None:
     """All losses and all metrics with one pooling, None where nothing was measured so."""
-    metrics = [metric for metric, how in measured(results) if how == pooling]
-    if not metrics:
-        return None
-    columns = [_score_column(results, metric, pooling) for metric in metrics]
-    return Table(
-        caption=f"All metrics, {POOLING_WORDS[pooling]}: {POOLING_MEANING[pooling]}",
-        corner="Loss",
-        columns=tuple(
-            f"{metric_name(metric)} {'↑' if metric.higher_is_better else '↓'}" for metric in metrics
-        ),
-        rows=_loss_rows(results, columns),
-    )
+    columns = [
+        (
+            f"{metric_name(metric)} {'↑' if metric.higher_is_better else '↓'}",
+            _score_column(results, metric, pooling),
+        )
+        for metric, how in measured(results)
+        if how == pooling
+    ]
+    caption = f"All metrics, {POOLING_WORDS[pooling]}: {POOLING_MEANING[pooling]}"
+    return by_loss(results, caption, columns) if columns else None
 
 
 def scores_note(results: Results) -> str:
@@ -151,27 +166,27 @@ def level(results: Results) -> str:
 def comparison(results: Results, metric: Metric, pooling: Pooling) -> Table:
     """All losses against the baseline in one metric."""
     key, decimals = (metric.key, pooling), digits(results, metric)
+    found = [loss.comparisons.get(key) for loss in results.losses]
+    rows = [
+        _no_comparison(i) if one is None else _compared(one, decimals)
+        for i, one in enumerate(found)
+    ]
+    effect = next((f" for {one.needed.effect:g}" for one in found if one is not None), "")
+    names = (
+        "Difference",
+        "p",
+        "p corrected",
+        "Probability of improvement",
+        "Effect size",
+        "Verdict",
+        f"More needed{effect}",
+    )
     # Said once in a line: the verdict has a column of its own.
-    score = [replace(c, verdict="") for c in _score_column(results, metric, pooling)]
-    rows = []
-    for i, loss in enumerate(results.losses):
-        found = loss.comparisons.get(key)
-        cells = _no_comparison(i) if found is None else _compared(found, decimals)
-        rows.append(Row(head=loss.loss, loss=i, cells=(score[i], *cells)))
-    return Table(
-        caption=f"{metric.name}, {POOLING_WORDS[pooling]}: every loss against the baseline",
-        corner="Loss",
-        columns=(
-            metric_name(metric),
-            "Difference",
-            "p",
-            "p corrected",
-            "Probability of improvement",
-            "Effect size",
-            "Verdict",
-            _needed_name(results, key),
-        ),
-        rows=tuple(rows),
+    score = [replace(cell, verdict="") for cell in _score_column(results, metric, pooling)]
+    return by_loss(
+        results,
+        f"{metric.name}, {POOLING_WORDS[pooling]}: every loss against the baseline",
+        [(metric_name(metric), score), *zip(names, zip(*rows, strict=True), strict=True)],
     )
 
 
@@ -230,11 +245,6 @@ def _needed(found: Comparison) -> str:
     return " or ".join(ways) if ways else "seeds and images"
 
 
-def _needed_name(results: Results, key: tuple[str, Pooling]) -> str:
-    effects = [c.comparisons[key].needed.effect for c in results.losses if key in c.comparisons]
-    return f"More needed for {effects[0]:g}" if effects else "More needed"
-
-
 def _score_column(results: Results, metric: Metric, pooling: Pooling) -> list[Cell]:
     key = (metric.key, pooling)
     return _column(
@@ -275,46 +285,32 @@ def _column(
     return cells
 
 
-def _loss_rows(results: Results, columns: Sequence[Sequence[Cell]]) -> tuple[Row, ...]:
-    return tuple(
-        Row(head=loss.loss, loss=i, cells=tuple(column[i] for column in columns))
-        for i, loss in enumerate(results.losses)
-    )
-
-
 def learning(results: Results) -> Table:
     """How fast each loss learned."""
-    rows = []
-    for i, loss in enumerate(results.losses):
-        steps = sorted(loss.steps_to_95.values())
-        seconds = sorted(loss.seconds)
-        cells = (
-            Cell(text=str(len(loss.seeds)), order=len(loss.seeds)),
-            Cell(text=rate(loss.lr), order=loss.lr),
-            _middle(steps, "steps"),
-            _middle(seconds, "time"),
-        )
-        rows.append(Row(head=loss.loss, loss=i, cells=cells))
-    return Table(
-        caption="How fast each loss learned: median over the seeds, with the lowest and highest",
-        corner="Loss",
-        columns=("Seeds", "Learning rate", "Steps to 95 % of the last Dice", "Training time"),
-        rows=tuple(rows),
-        notes=(
-            "Steps: the first validated step whose validation Dice reaches 95 % of that at the "
-            "last one. Training time is of whole trials, which may have shared a machine.",
+    losses = results.losses
+    return by_loss(
+        results,
+        "How fast each loss learned: median over the seeds, with the lowest and highest",
+        (
+            ("Seeds", [Cell(text=str(len(loss.seeds)), order=len(loss.seeds)) for loss in losses]),
+            ("Learning rate", [Cell(text=rate(loss.lr), order=loss.lr) for loss in losses]),
+            (
+                "Steps to 95 % of the last Dice",
+                [_middle(loss.steps_to_95.values(), short) for loss in losses],
+            ),
+            ("Training time", [_middle(loss.seconds, duration) for loss in losses]),
         ),
+        "Steps: the first validated step whose validation Dice reaches 95 % of that at the last "
+        "one. Training time is of whole trials, which may have shared a machine.",
     )
 
 
-def _middle(values: Sequence[float], what: str) -> Cell:
-    if not values:
+def _middle(found: Collection[float], shown: Callable[[float], str]) -> Cell:
+    if not found:
         return Cell(text=NOTHING)
-    half = len(values) // 2
-    median = values[half] if len(values) % 2 else (values[half - 1] + values[half]) / 2
-    shown = duration if what == "time" else short
-    spread = f"{shown(values[0])} to {shown(values[-1])}" if len(values) > 1 else ""
-    return Cell(text=shown(median), interval=spread, order=median)
+    middle = median(found)
+    spread = f"{shown(min(found))} to {shown(max(found))}" if len(found) > 1 else ""
+    return Cell(text=shown(middle), interval=spread, order=middle)
 
 
 def duration(seconds: float) -> str:
@@ -337,25 +333,23 @@ def rates(results: Results) -> Table | None:
     tried = sorted({lr for loss in results.losses for lr in loss.searched})
     if not tried:
         return None
-    rows = []
-    for i, loss in enumerate(results.losses):
-        cells = [_tried(loss, lr) for lr in tried]
-        edge = "at the edge of what was tried" if loss.at_edge else ""
-        chosen = Cell(text=rate(loss.lr), interval=edge, order=loss.lr)
-        rows.append(Row(head=loss.loss, loss=i, cells=(*cells, chosen)))
+    columns = [(rate(lr), [_tried(loss, lr) for loss in results.losses]) for lr in tried]
+    chosen = [
+        Cell(
+            text=rate(loss.lr),
+            interval="at the edge of what was tried" if loss.at_edge else "",
+            order=loss.lr,
+        )
+        for loss in results.losses
+    ]
     notes = ["The learning rate with the highest validation Dice was taken, loss by loss."]
     if any(loss.at_edge for loss in results.losses):
         notes.append(
             "Where the best is the lowest or the highest that was tried, a better one may lie "
             "beyond, and the loss may be worth more than is shown here."
         )
-    return Table(
-        caption="Validation Dice by learning rate",
-        corner="Loss",
-        columns=(*map(rate, tried), "Chosen"),
-        rows=tuple(rows),
-        notes=tuple(notes),
-    )
+    columns.append(("Chosen", chosen))
+    return by_loss(results, "Validation Dice by learning rate", columns, *notes)
 
 
 def _tried(loss: LossResults, lr: float) -> Cell:
@@ -369,24 +363,20 @@ def _tried(loss: LossResults, lr: float) -> Cell:
 
 def per_class(results: Results, metric: Metric, pooling: Pooling) -> Table | None:
     """One metric of every class, None where no loss has it."""
-    keys = [(metric.key, pooling, name) for name in results.class_names]
-    keys = [key for key in keys if any(key in loss.per_class for loss in results.losses)]
-    if not keys:
-        return None
     columns = [
-        _column(
-            [loss.per_class.get(key) for loss in results.losses],
-            decimals=digits(results, metric),
-            higher=metric.higher_is_better,
+        (
+            name,
+            _column(
+                [loss.per_class.get((metric.key, pooling, name)) for loss in results.losses],
+                decimals=digits(results, metric),
+                higher=metric.higher_is_better,
+            ),
         )
-        for key in keys
+        for name in results.class_names
+        if any((metric.key, pooling, name) in loss.per_class for loss in results.losses)
     ]
-    return Table(
-        caption=f"{metric_name(metric)} per class, {POOLING_WORDS[pooling]}",
-        corner="Loss",
-        columns=tuple(key[2] for key in keys),
-        rows=_loss_rows(results, columns),
-    )
+    caption = f"{metric_name(metric)} per class, {POOLING_WORDS[pooling]}"
+    return by_loss(results, caption, columns) if columns else None
 
 
 def recall_keys(results: Results) -> tuple[tuple[str, str], ...]:
@@ -410,20 +400,19 @@ def size_words(results: Results) -> str:
 def recall(results: Results) -> Table | None:
     """The share of the objects that are found, by their size."""
     keys = recall_keys(results)
-    if not keys:
-        return None
     several = len({name for name, _ in keys}) > 1
     columns = [
-        _column([loss.recall.get(key) for loss in results.losses], decimals=2, higher=True)
-        for key in keys
+        (
+            f"{name}, {size}" if several else size,
+            _column(
+                [loss.recall.get((name, size)) for loss in results.losses], decimals=2, higher=True
+            ),
+        )
+        for name, size in keys
     ]
-    return Table(
-        caption="Object recall: the share of the held-out objects that are found, by size",
-        corner="Loss",
-        columns=tuple(f"{name}, {size}" if several else size for name, size in keys),
-        rows=_loss_rows(results, columns),
-        notes=tuple(filter(None, [size_words(results)])),
-    )
+    caption = "Object recall: the share of the held-out objects that are found, by size"
+    notes = filter(None, [size_words(results)])
+    return by_loss(results, caption, columns, *notes) if columns else None
 
 
 def calibration(results: Results) -> Table | None:
@@ -432,46 +421,35 @@ def calibration(results: Results) -> Table | None:
     if not any(found):
         return None
     names = list(dict.fromkeys(n for c in found if c is not None for n in c.thresholds))
-    several = len(names) > 1
-    columns = [_column([None if c is None else c.ece for c in found], decimals=3, higher=False)]
-    titles = ["ECE ↓"]
+    errors = [None if c is None else c.ece for c in found]
+    columns = [("ECE ↓", _column(errors, decimals=3, higher=False))]
     for name in names:
-        of = f", {name}" if several else ""
+        of = f", {name}" if len(names) > 1 else ""
         taken = [None if c is None else c.thresholds.get(name) for c in found]
-        columns += [
-            [_cell(None if t is None else t.best, 2) for t in taken],
-            [_cell(None if t is None else t.dice, 3) for t in taken],
-            [
-                Cell(text=NOTHING)
-                if t is None
-                else Cell(
-                    text=number(t.best_dice),
-                    interval=f"{number(t.best_dice - t.dice, signed=True)} by it",
-                    order=t.best_dice,
-                )
-                for t in taken
-            ],
-        ]
-        titles += [f"Best threshold{of}", f"Dice as decided{of}", f"Dice at the best{of}"]
+        cells = [_threshold(one) for one in taken]
+        titles = (f"Best threshold{of}", f"Dice as decided{of}", f"Dice at the best{of}")
+        columns += [(title, [c[i] for c in cells]) for i, title in enumerate(titles)]
     usual = "p > 0.5" if results.task == "binary" else "the most probable class"
-    return Table(
-        caption="Calibration and the best threshold",
-        corner="Loss",
-        columns=tuple(titles),
-        rows=_loss_rows(results, columns),
-        notes=(
-            "ECE, the expected calibration error: the mean over the pixels of |confidence − "
-            f"frequency|, lower is better. Dice (pooled) as decided by {usual}, and by p > the "
-            "threshold that is best on validation; the threshold was chosen there, both scores "
-            "are of the held-out images.",
-        ),
+    return by_loss(
+        results,
+        "Calibration and the best threshold",
+        columns,
+        "ECE, the expected calibration error: the mean over the pixels of |confidence − "
+        f"frequency|, lower is better. Dice (pooled) as decided by {usual}, and by p > the "
+        "threshold that is best on validation; the threshold was chosen there, both scores "
+        "are of the held-out images.",
     )
 
 
-def _cell(value: float | None, decimals: int) -> Cell:
-    if value is None:
-        return Cell(text=NOTHING)
-    return Cell(text=number(value, decimals), order=value)
+def _threshold(found: Threshold | None) -> tuple[Cell, Cell, Cell]:
+    if found is None:
+        return (Cell(text=NOTHING), Cell(text=NOTHING), Cell(text=NOTHING))
+    gain = f"{number(found.best_dice - found.dice, signed=True)} by it"
+    return (
+        Cell(text=number(found.best, 2), order=found.best),
+        Cell(text=number(found.dice), order=found.dice),
+        Cell(text=number(found.best_dice), interval=gain, order=found.best_dice),
+    )
 
 
 def cost(results: Results) -> Table | None:
@@ -480,38 +458,28 @@ def cost(results: Results) -> Table | None:
     known = [c for c in found if c is not None]
     if not known:
         return None
-    slowest = max(c.milliseconds for c in known)
-    most = max(c.mebibytes for c in known)
-    rows = []
-    for i, loss in enumerate(results.losses):
-        c = loss.cost
-        cells = (
-            (Cell(text=NOTHING), Cell(text=NOTHING))
-            if c is None
-            else (
-                _bar(c.milliseconds, slowest, "ms"),
-                _bar(c.mebibytes, most, "MiB"),
-            )
-        )
-        time = _middle(sorted(loss.seconds), "time")
-        rows.append(Row(head=loss.loss, loss=i, cells=(*cells, time)))
-    where = _several(f"logits {'×'.join(map(str, c.shape))} on {c.device}" for c in known)
-    return Table(
-        caption="What the loss alone costs in a training step, forward and backward",
-        corner="Loss",
-        columns=("Time per step", "Memory", "Training time"),
-        rows=tuple(rows),
-        notes=(f"Measured on {where}. Training time: median of whole trials.",),
+    where = dict.fromkeys(f"logits {'×'.join(map(str, c.shape))} on {c.device}" for c in known)
+    return by_loss(
+        results,
+        "What the loss alone costs in a training step, forward and backward",
+        (
+            ("Time per step", _bars([None if c is None else c.milliseconds for c in found], "ms")),
+            ("Memory", _bars([None if c is None else c.mebibytes for c in found], "MiB")),
+            ("Training time", [_middle(loss.seconds, duration) for loss in results.losses]),
+        ),
+        f"Measured on {'; '.join(where)}. Training time: median of whole trials.",
     )
 
 
-def _bar(value: float, highest: float, unit: str) -> Cell:
-    share = value / highest if highest > 0 else 0.0
-    return Cell(text=f"{short(value)} {unit}", order=value, share=share)
-
-
-def _several(texts: Iterable[str]) -> str:
-    return "; ".join(dict.fromkeys(texts))
+def _bars(values: Sequence[float | None], unit: str) -> list[Cell]:
+    # Where all are 0, there is nothing to be a share of.
+    highest = max(value for value in values if value is not None) or 1.0
+    return [
+        Cell(text=NOTHING)
+        if value is None
+        else Cell(text=f"{short(value)} {unit}", order=value, share=value / highest)
+        for value in values
+    ]
 
 
 def failures(results: Results) -> Table | None:

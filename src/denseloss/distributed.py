@@ -543,10 +543,9 @@ def mean(total_value: Tensor, count: Tensor | float, *, least: float = 0.0) -> T
         count = count.to(total_value.dtype)  # ranks may count in integers and in floats
     elif alone():
         if torch.compiler.is_compiling():
-            # Without a look at the number, and never as a tensor: each size would make a new graph.
+            # No branch on the number, and no tensor of it: each size would make a new graph.
             # (A count below 1 is that of nothing, or has a least of 1.)
-            whole: Any = torch.sym_max(count, 1)
-            return total_value / whole  # type: ignore[no-any-return]
+            return total_value / max(count, 1)
         return total_value / (max(count, least) or 1)
     else:
         count = torch.full((), count, dtype=total_value.dtype, device=total_value.device)

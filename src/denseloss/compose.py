@@ -26,6 +26,7 @@ __all__ = ["AtTargetSize", "DeepSupervision", "ParseError", "WeightedSum", "name
 
 
 LONGEST = 2000
+_LISTS = (list, tuple)  # torch 2.6 does not trace list | tuple
 ACRONYMS = {
     "bce": "binary_cross_entropy",
     "ce": "cross_entropy",
@@ -644,7 +645,7 @@ def _check_maps(maps: Any) -> None:
             f"{wanted}, got a {type(maps).__name__} of {', '.join(map(str, maps))}; pass "
             "list(maps.values())"
         )
-    if not isinstance(maps, list | tuple) or not all(isinstance(x, Tensor) for x in maps):
+    if not isinstance(maps, _LISTS) or not all(isinstance(x, Tensor) for x in maps):
         raise TypeError(f"{wanted}, got {describe(maps)}")
     if not maps:
         raise ValueError(f"{wanted}, got an empty list")
@@ -652,7 +653,7 @@ def _check_maps(maps: Any) -> None:
 
 def _several(value: Any) -> bool:
     """Whether there is a value for each map."""
-    return isinstance(value, list | tuple) and not isinstance(value, ClassScores)
+    return isinstance(value, _LISTS) and not isinstance(value, ClassScores)
 
 
 def _of_map(value: Any, position: int) -> Any:

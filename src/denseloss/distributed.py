@@ -93,6 +93,13 @@ def _ratio(total_value: Tensor, count: Tensor, least: float = 0.0) -> Tensor:
     return total_value / (count.clamp_min(least) if least else torch.where(count == 0, 1, count))
 
 
+def _number(count: Tensor | float, like: Tensor) -> Tensor:
+    """What somebody counted (in integers, in floats) in the dtype of a sum."""
+    if isinstance(count, Tensor):
+        return count.to(like.dtype)
+    return torch.full((), count, dtype=like.dtype, device=like.device)
+
+
 def _several(given: int) -> str:
     return (
         f"accumulate: total has {given} {'number' if given == 1 else 'numbers'}, but the loss "
@@ -115,6 +122,13 @@ def _ranks(group: dist.ProcessGroup | None, caller: str) -> _World | None:
             f"{caller}: rank {dist.get_rank()} is not in the group; call it on its members alone"
         )
     return _World(group, size)
+
+
+def _everywhere(local: Tensor, world: _World) -> Tensor:
+    """The sum over ranks, without a graph."""
+    whole = local.detach().clone()
+    dist.all_reduce(whole, group=world.group)
+    return whole
 
 
 @contextmanager
@@ -394,9 +408,7 @@ def _any_rank(world: _World | None, device: torch.device, *, here: bool) -> bool
     """Whether it is so on any rank."""
     if world is None or world.size == 1:
         return here
-    flag = torch.tensor(float(here), device=device)
-    dist.all_reduce(flag, group=world.group)
-    return flag.item() > 0
+    return _everywhere(torch.tensor(float(here), device=device), world).item() > 0
 
 
 @contextmanager
@@ -500,9 +512,7 @@ def _summed(counted: Sequence[Tensor], world: _World | None) -> list[Tensor]:
             "number for each part"
         )
     whole = torch.stack(list(counted)).sum(0)
-    if world is not None:
-        dist.all_reduce(whole, group=world.group)
-    return list(whole.unbind())
+    return list((whole if world is None else _everywhere(whole, world)).unbind())
 
 
 def _differ(counted: Sequence[Tensor], taken: Sequence[Tensor]) -> bool:
@@ -529,8 +539,7 @@ def total(local: Tensor) -> Tensor:
         )
     if _world is None:
         return local
-    everywhere = local.detach().clone()
-    dist.all_reduce(everywhere, group=_world.group)
+    everywhere = _everywhere(local, _world)
     scaled = _world.size * local
     # An exact straight-through: `everywhere + (scaled - scaled)` has the value of the first and
     # the gradient of the second.
@@ -539,23 +548,30 @@ def total(local: Tensor) -> Tensor:
 
 def mean(total_value: Tensor, count: Tensor | float, *, least: float = 0.0) -> Tensor:
     """``sum / count`` over all ranks, the count at least ``least``; 0 where nothing counts."""
-    if isinstance(count, Tensor):
-        count = count.to(total_value.dtype)  # ranks may count in integers and in floats
-    elif alone():
+    if not isinstance(count, Tensor) and alone():
         if torch.compiler.is_compiling():
             # No branch on the number, and no tensor of it: each size would make a new graph.
             # (A count below 1 is that of nothing, or has a least of 1.)
             return total_value / max(count, 1)
         return total_value / (max(count, least) or 1)
-    else:
-        count = torch.full((), count, dtype=total_value.dtype, device=total_value.device)
+    count = _number(count, total_value)
     if _parts is not None:
         ranks = 1 if _world is None else _world.size
         return _parts.mean(total_value, count.detach(), least, ranks)
     if _world is not None:
-        total_value, count = _world.size * total_value, count.detach().clone()
-        dist.all_reduce(count, group=_world.group)
+        total_value, count = _world.size * total_value, _everywhere(count, _world)
     return _ratio(total_value, count, least)
+
+
+def mean_of_one(value: Tensor, number: Tensor | float, count: Tensor | float | None) -> Tensor:
+    """The mean of ``number`` elements of all ranks that have one value, the same on every rank.
+
+    Each rank gives the whole of it: what a rank has of the elements is no share of its gradient.
+    With a ``count`` the sum is divided by that of all ranks, at least 1.
+    """
+    if count is None:
+        return (number > 0) * value
+    return number / total(_number(count, value)).clamp_min(1) * value
 
 
 def means() -> int:

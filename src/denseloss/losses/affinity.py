@@ -96,35 +96,30 @@ def ncut_loss(
             p, f, radius=radius, sigma_intensity=sigma_intensity, sigma_space=sigma_space
         )
     else:
-        tied, images, divisor = _class_mean_association(p, f, sigma_intensity, present, count)
+        tied, images = _class_mean_association(p, f, sigma_intensity, present)
     # The share of a class is about its p: one this faint has none, and a gradient beyond float32.
     cut = p.shape[1] - ratio(tied.within, tied.total, empty=0, least=FAINT).sum(-1)
     if variant == "class_mean" and reduction == "mean":
-        # One value for all images and ranks: not a mean over what each rank has of it.
-        share = 1 if count is None else images / divisor.clamp_min(1)
-        return torch.where(images > 0, share * cut, 0)
+        return distributed.mean_of_one(cut, images, count)
     return reduce(torch.where(counts, cut, 0), reduction, weight=present, divisor=count)
 
 
 def _class_mean_association(
-    p: Tensor, f: Tensor, sigma_intensity: float, present: Tensor, count: Tensor | float | None
-) -> tuple[Association, Tensor, Tensor]:
-    """Each pixel tied to its class's mean colour instead of to other pixels; sums [k].
+    p: Tensor, f: Tensor, sigma_intensity: float, present: Tensor
+) -> tuple[Association, Tensor]:
+    """Each pixel tied to its class's mean colour instead of to other pixels.
 
-    With the number of images and the divisor that was given; all of the whole batch.
+    The sums [k] and the number of images, both of the whole batch.
     """
     p, f = p.flatten(2), f.flatten(2)
     colours = (p.unsqueeze(2) * f.unsqueeze(1)).sum(3)
     mean = ratio(colours, p.sum(2, keepdim=True), empty=0, least=FAINT)
     squared = (f.unsqueeze(1) - mean.unsqueeze(3)).square().sum(2)
     w = torch.exp(-squared.square() / sigma_intensity**2)
-    divisor = torch.as_tensor(0 if count is None else count).to(p)
-    numbers = torch.stack([present.sum(), divisor])
-    sums = [(p * p * w).sum((0, 2)), (p * w).sum((0, 2)), numbers]
+    sums = [(p * p * w).sum((0, 2)), (p * w).sum((0, 2)), present.sum().unsqueeze(0)]
     everywhere = distributed.total(torch.cat(sums))
-    within, total, numbers = torch.split(everywhere, [len(x) for x in sums])
-    images, divisor = numbers.detach().unbind()
-    return Association(within, total), images, divisor
+    within, total, images = torch.split(everywhere, [len(x) for x in sums])
+    return Association(within, total), images.detach().squeeze(0)
 
 
 class NCutLoss(LossModule):

@@ -95,13 +95,14 @@ def structure_loss(
     )
     values = sums.overlap.dissimilarity(a=1, b=-1, c=1, d=1, s=smooth)
     present = sums.overlap.present
-    if variant == "released":
-        entropy = _batch_entropy(sums, count if reduction == "mean" else None)
-        if reduction == "mean":  # it is one for all: not a mean over what each rank has of it
-            return reduce(values, reduction, weight=present, divisor=count) + entropy
+    if variant != "released":
+        values = values + _channel_entropy(sums, variant)
+        return reduce(values, reduction, weight=present, divisor=count)
+    entropy, channels = _batch_entropy(sums)
+    if reduction != "mean":
         return reduce(values + entropy, reduction, weight=present)
-    values = values + _channel_entropy(sums, variant)
-    return reduce(values, reduction, weight=present, divisor=count)
+    overlap = reduce(values, reduction, weight=present, divisor=count)
+    return overlap + distributed.mean_of_one(entropy, channels, count)
 
 
 def _channel_entropy(sums: EdgeSums, variant: Variant) -> Tensor:
@@ -113,15 +114,13 @@ def _channel_entropy(sums: EdgeSums, variant: Variant) -> Tensor:
     return ratio(sums.entropy, below, empty=0)
 
 
-def _batch_entropy(sums: EdgeSums, count: Tensor | float | None) -> Tensor:
-    """The one BCE term of all channels; with a count, as many times as there are channels to it."""
+def _batch_entropy(sums: EdgeSums) -> tuple[Tensor, Tensor]:
+    """The one BCE term of all channels of the batch, and how many channels those are."""
     assert sums.plain_entropy is not None
     assert sums.plain_weight is not None
     parts = [sums.plain_entropy.sum(), sums.plain_weight.sum(), sums.overlap.present.sum()]
-    parts.append(torch.as_tensor(0 if count is None else count).to(parts[0]))
-    total, whole, channels, divisor = distributed.total(torch.stack(parts))
-    entropy = ratio(total, whole, empty=0)
-    return entropy if count is None else entropy * (channels / divisor.clamp_min(1)).detach()
+    entropy, whole, channels = distributed.total(torch.stack(parts))
+    return ratio(entropy, whole, empty=0), channels.detach()
 
 
 class StructureLoss(LossModule):

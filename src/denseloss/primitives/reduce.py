@@ -87,7 +87,6 @@ def reduce_classes(
     if class_weight is not None:
         weight = weight * class_weight.to(weight.dtype)
     if reduction == "mean" and count is not None and values.ndim == 1:
-        # The classes of the whole batch, alike on every rank: no share of a sum.
-        whole = distributed.total(torch.as_tensor(count).to(values))
-        return reduce(values, "sum", weight=weight) / whole.clamp_min(1)
+        # The classes of the whole batch are alike on every rank.
+        return distributed.mean_of_one(reduce(values, "sum", weight=weight), 1, count)
     return reduce(values, reduction, weight=weight, divisor=count)

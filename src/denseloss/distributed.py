@@ -125,10 +125,14 @@ def _ranks(group: dist.ProcessGroup | None, caller: str) -> _World | None:
 
 
 def _everywhere(local: Tensor, world: _World) -> Tensor:
-    """The sum over ranks, without a graph."""
-    whole = local.detach().clone()
+    """The sum over ranks, without a graph.
+
+    It travels in float64 whatever it came in: ranks whose dtypes differ (one under autocast, say)
+    sum in different ones, and a collective of two dtypes answers with noise, or never.
+    """
+    whole = local.detach().to(torch.float64, copy=True)
     dist.all_reduce(whole, group=world.group)
-    return whole
+    return whole.to(local.dtype)
 
 
 @contextmanager

@@ -17,7 +17,7 @@ from denseloss.compose import names, parse
 from denseloss.distributed import accumulate, sum_and_count
 from denseloss.testing import example
 from tests.processes import each_rank
-from tests.test_ranks import TEXTS, criteria, inputs, weights
+from tests.test_ranks import MIXED, TEXTS, criteria, draw, inputs
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 POOLED = ("pool='batch'", "balanced", "released", "class_mean")
@@ -41,8 +41,11 @@ def gradients(loss: Tensor, leaves: list[Tensor]) -> list[Tensor]:
 @pytest.mark.parametrize("text", EXACT + SUMS)
 def test_parts_equal_one_batch(text: str) -> None:
     for kind, criterion in criteria(text).items():
-        first, *rest = inputs(text, torch.float64)
-        for options in weights(text, [first, *rest]):
+        for what in MIXED.scenes:
+            drawn = draw(text, what, torch.float64)
+            if drawn is None:
+                continue
+            (first, *rest), options = drawn
             maps = [first]
             if kind != "plain":
                 small = first[:, :, ::2, ::2].contiguous()

@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 
 from denseloss import functional as L
-from denseloss.data import open_data
+from denseloss.tasks.segmentation import open_data
 
 LOSSES = {
     "binary_cross_entropy": L.binary_cross_entropy_loss,

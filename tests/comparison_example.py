@@ -1,82 +1,27 @@
-"""Results of comparisons that never were: what the tests of the report show."""
+"""Comparisons that never were: what the tests of the report show."""
 
 import dataclasses
 import math
 from collections.abc import Mapping, Sequence
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
-from denseloss.compare.results import (
-    SIZES,
-    Calibration,
-    Case,
-    Comparison,
-    Cost,
-    Estimate,
-    Failure,
-    Look,
-    LossResults,
-    Metric,
-    Needed,
-    Pooling,
-    Results,
-    Threshold,
-)
-
-ABSENT = "A class that an image neither holds nor is predicted scores 1 there."
-METRICS = (
-    Metric(
-        key="dice",
-        name="Dice",
-        higher_is_better=True,
-        unit="",
-        definition="Dice score, 2 TP / (2 TP + FP + FN). " + ABSENT,
-    ),
-    Metric(
-        key="iou",
-        name="IoU",
-        higher_is_better=True,
-        unit="",
-        definition="Intersection over union. " + ABSENT,
-    ),
-    Metric(
-        key="precision",
-        name="Precision",
-        higher_is_better=True,
-        unit="",
-        definition="Share of the predicted pixels that are right. " + ABSENT,
-    ),
-    Metric(
-        key="recall",
-        name="Recall",
-        higher_is_better=True,
-        unit="",
-        definition="Share of the true pixels that are found. " + ABSENT,
-    ),
-    Metric(
-        key="f2",
-        name="F2",
-        higher_is_better=True,
-        unit="",
-        definition="F-score with β = 2. " + ABSENT,
-    ),
-    Metric(
-        key="boundary_f",
-        name="Boundary F",
-        higher_is_better=True,
-        unit="",
-        definition="F1 of the boundary pixels. " + ABSENT,
-    ),
-    Metric(
-        key="hd95",
-        name="HD95",
-        higher_is_better=False,
-        unit="px",
-        definition="Hausdorff distance at 95 %. An absent class has distance 0.",
-    ),
-)
-POOLED = ("dice", "iou", "precision", "recall", "f2")
+from denseloss.compare.results import Comparison, Failure, LossResults, Needed, Results
+from denseloss.explain.cost import Cost
+from denseloss.report.numbers import Estimate
+from denseloss.report.sections import Section
+from denseloss.tasks import Evidence, LossEvidence, Metric, Pooling
+from denseloss.tasks.segmentation import gradient_maps
+from denseloss.tasks.segmentation.cases import keep_images
+from denseloss.tasks.segmentation.details import Calibration, SegmentationDetails, Threshold
+from denseloss.tasks.segmentation.gradient_maps import GradientMaps
+from denseloss.tasks.segmentation.measure import METRICS, SIZES, Measured
+from denseloss.tasks.segmentation.sections import sections
 
 BINARY_LOSSES = (
     "binary_cross_entropy",
@@ -86,6 +31,7 @@ BINARY_LOSSES = (
     "binary_tversky(alpha=0.3, beta=0.7)",
     "structure",
 )
+BINARY_NAMES = ("background", "nucleus")
 BINARY_EFFECTS = (0.0, 0.021, 0.014, -0.018, 0.003, 0.016)
 NOTHING = Estimate(
     value=math.nan, low=math.nan, high=math.nan, standard_error=math.nan, freedom=math.nan
@@ -121,26 +67,82 @@ def moved(truth: NDArray[np.uint8], by: int) -> NDArray[np.uint8]:
     return np.roll(known, (by, by // 2), axis=(0, 1)).astype(np.uint8)
 
 
-def cases(losses: Sequence[str], *, classes: int, count: int, size: int = 160) -> tuple[Case, ...]:
+def measured(
+    names: Sequence[str], truths: Sequence[NDArray[np.uint8]], *, by: int, classes: Sequence[str]
+) -> Measured:
+    """Of a network whose predictions are the truth, moved by some pixels."""
+    predictions = {i: moved(truth, by) for i, truth in enumerate(truths)}
+    n, c = len(truths), len(classes)
+    confusion = np.zeros((n, c, c), np.int64)
+    for i, truth in enumerate(truths):
+        known = truth != 255
+        np.add.at(confusion[i], (truth[known], predictions[i][known]), 1)
+    return Measured(
+        mode="binary" if c == 2 else "multiclass",
+        class_names=tuple(classes),
+        names=tuple(names),
+        confusion=confusion,
+        boundary=np.zeros((n, c, 4), np.int64),
+        hd95=np.zeros((n, c)),
+        objects=np.zeros((n, c, 3, 2), np.int64),
+        reliability=np.zeros((n, 15, 3)),
+        histogram=np.zeros((c, 2, 100), np.int64),
+        predictions=predictions,
+    )
+
+
+def evidence(
+    results: Results,
+    folder: Path,
+    classes: Sequence[str],
+    *,
+    count: int,
+    size: int = 160,
+    context: Mapping[str, Any] | None = None,
+) -> Evidence:
+    """What the trials left behind: images in the folder, and predictions of them."""
     rng = np.random.default_rng(3)
-    made = []
-    for number in range(count):
-        truth = shapes(rng, size, classes)
-        if classes > 2:
-            truth[: size // 20] = 255
-        made.append(
-            Case(
-                name=f"held_out/stage1_{number:03d}_a1f0c3d2e4b59687_hematoxylin_eosin.png",
-                image=photograph(rng, truth),
-                truth=truth,
-                predictions={loss: moved(truth, 1 + 2 * i) for i, loss in enumerate(losses)},
-                scores={loss: 0.93 - 0.05 * i - 0.02 * number for i, loss in enumerate(losses)},
-            )
+    truths = [shapes(rng, size, len(classes)) for _ in range(count)]
+    for truth in truths if len(classes) > 2 else ():
+        truth[: size // 20] = 255
+    names = [
+        f"held_out/stage1_{i:03d}_a1f0c3d2e4b59687_hematoxylin_eosin.png" for i in range(count)
+    ]
+    images = {
+        name: (
+            torch.from_numpy(photograph(rng, truth)).permute(2, 0, 1),
+            torch.from_numpy(truth),
         )
-    return tuple(made)
+        for name, truth in zip(names, truths, strict=True)
+    }
+    data: Any = SimpleNamespace(
+        test=[SimpleNamespace(name=name) for name in names],
+        read=lambda sample: images[sample.name],
+    )
+    keep_images(folder, data, keep=count)
+    return Evidence(
+        losses=tuple(
+            LossEvidence(
+                loss=loss.loss,
+                seeds=loss.seeds,
+                held_out=(measured(names, truths, by=1 + 2 * i, classes=classes),)
+                * len(loss.seeds),
+                validation=(),
+            )
+            for i, loss in enumerate(results.losses)
+        ),
+        estimate=lambda _: NOTHING,
+        level="95 %",
+        folder=folder,
+        context=context or {},
+    )
 
 
-def looks(losses: Sequence[str], *, count: int, size: int = 128) -> tuple[Look, ...]:
+def shown(results: Results, found: Evidence) -> tuple[Section, ...]:
+    return tuple(sections(found, [loss.details for loss in results.losses]))
+
+
+def looks(losses: Sequence[str], *, count: int, size: int = 128) -> tuple[GradientMaps, ...]:
     rng = np.random.default_rng(4)
     made = []
     for number in range(count):
@@ -157,7 +159,7 @@ def looks(losses: Sequence[str], *, count: int, size: int = 128) -> tuple[Look, 
             gradients[loss] = (gradient / np.abs(gradient).mean()).astype(np.float32)
             weights[loss] = np.where(np.abs(wrong) < 0.02, np.nan, weight).astype(np.float32)
         made.append(
-            Look(
+            GradientMaps(
                 name=f"stage1_{number:03d}.png",
                 predicted_by=f"the network trained with {losses[0]}, seed 0",
                 image=photograph(rng, truth),
@@ -184,7 +186,7 @@ def compared(metric: Metric, pooling: Pooling, by: float, half: float) -> Compar
         difference=estimate(by, half),
         p=p,
         p_corrected=min(1.0, 4 * p),
-        improvement=estimate(0.5 + sign * min(0.35, 0.2 * by / half), 0.06)
+        probability_of_improvement=estimate(0.5 + sign * min(0.35, 0.2 * by / half), 0.06)
         if pooling == "image"
         else NOTHING,
         effect_size=0.4 * by / half if pooling == "image" else math.nan,
@@ -206,8 +208,8 @@ def rows(rng: np.random.Generator, top: float, speed: float) -> tuple[Mapping[st
                 "step": step,
                 "loss": loss + rng.normal(0, 0.004),
                 "val_loss": loss + 0.03 + rng.normal(0, 0.008),
-                "mean_dice": dice,
-                "mean_iou": dice / (2 - dice),
+                "score": dice,
+                "iou": dice / (2 - dice),
             }
         )
     return tuple(made)
@@ -234,13 +236,9 @@ def calibration(index: int, names: Sequence[str], *, binary: bool) -> Calibratio
 def one_loss(index: int, loss: str, by: float, names: Sequence[str], sizes: bool) -> LossResults:
     rng = np.random.default_rng(index)
     first = 1 if len(names) == 2 else 0
-    keys: list[tuple[Metric, Pooling]] = []
-    for metric in METRICS:
-        keys.append((metric, "image"))
-        if metric.key in POOLED:
-            keys.append((metric, "pooled"))
+    keys = [(metric, pooling) for metric in METRICS for pooling in metric.poolings]
     level = {metric.key: 0.86 - 0.045 * i for i, metric in enumerate(METRICS)} | {"hd95": 14.2}
-    per_seed, scores, per_class, comparisons = {}, {}, {}, {}
+    per_seed, scores, per_part, comparisons = {}, {}, {}, {}
     for metric, pooling in keys:
         far = 1 if metric.key != "hd95" else -120
         value = level[metric.key] + far * by + (0.02 if pooling == "pooled" else 0)
@@ -249,7 +247,7 @@ def one_loss(index: int, loss: str, by: float, names: Sequence[str], sizes: bool
         per_seed[key] = tuple(value + wide * rng.normal(0, 0.6, 5))
         scores[key] = estimate(value, wide)
         for i, name in enumerate(names[first:]):
-            per_class[(*key, name)] = estimate(value - 0.011 * i * abs(far), wide * 1.3)
+            per_part[(*key, name)] = estimate(value - 0.011 * i * abs(far), wide * 1.3)
         if index:
             comparisons[key] = compared(metric, pooling, far * by, wide)
     return LossResults(
@@ -264,15 +262,17 @@ def one_loss(index: int, loss: str, by: float, names: Sequence[str], sizes: bool
         },
         per_seed=per_seed,
         scores=scores,
-        per_class=per_class,
-        recall={
-            (name, size): estimate(0.55 + 0.17 * i + by, 0.04)
-            for name in names[1:]
-            for i, size in enumerate(SIZES)
-        }
-        if sizes
-        else {},
-        calibration=calibration(index, names[first:], binary=len(names) == 2),
+        per_part=per_part,
+        details=SegmentationDetails(
+            recall={
+                (name, size): estimate(0.55 + 0.17 * i + by, 0.04)
+                for name in names[1:]
+                for i, size in enumerate(SIZES)
+            }
+            if sizes
+            else {},
+            calibration=calibration(index, names[first:], binary=len(names) == 2),
+        ),
         cost=Cost(
             milliseconds=1.8 + 2.3 * index,
             mebibytes=8.0 + 4 * (index % 4),
@@ -288,9 +288,8 @@ def one_loss(index: int, loss: str, by: float, names: Sequence[str], sizes: bool
 
 def binary_results() -> Results:
     """Six losses, five seeds, everything there."""
-    names = ("background", "nucleus")
     losses = [
-        one_loss(i, loss, by, names, True)
+        one_loss(i, loss, by, BINARY_NAMES, True)
         for i, (loss, by) in enumerate(zip(BINARY_LOSSES, BINARY_EFFECTS, strict=True))
     ]
     reason = "Objects are small (median 180 pixels): overlap losses weigh them like large ones."
@@ -313,8 +312,9 @@ def binary_results() -> Results:
             "image/mask folders: 670 images, all with a mask",
             "sizes 256x256 to 1040x1388; foreground 13.4 % of the pixels",
         ),
-        task="binary",
-        class_names=names,
+        part="class",
+        parts=BINARY_NAMES[1:],
+        score_name="Dice",
         counts={"train": 536, "val": 67, "held out": 67},
         held_out="the test split of the folder",
         metrics=METRICS,
@@ -322,7 +322,6 @@ def binary_results() -> Results:
         level=0.95,
         effect=0.005,
         losses=tuple(losses),
-        size_limits=(210.0, 1040.0),
         verdict=(
             "Three of five losses beat `binary_cross_entropy` on dsb2018_nuclei; the best is "
             "`binary_cross_entropy + binary_dice`.",
@@ -336,6 +335,7 @@ def binary_results() -> Results:
             "about 9 more seeds would be needed for an effect of 0.005.",
         ),
         warnings=(
+            "1 planned trial is not finished yet; what follows is about the others.",
             "`binary_focal(gamma=2)`: the best learning rate is the highest that was tried.",
             "Validation Dice was still rising at the last step for 2 of 6 losses; a longer "
             "training may change the order.",
@@ -365,10 +365,15 @@ def binary_results() -> Results:
             "scipy": "1.17.0",
             "python": "3.11.9",
         },
-        unfinished=1,
-        cases=cases(BINARY_LOSSES, classes=2, count=6),
-        looks=looks(BINARY_LOSSES, count=2),
     )
+
+
+def binary_sections(folder: Path) -> tuple[Section, ...]:
+    results = binary_results()
+    limits = {"size_limits": [210.0, 1040.0]}
+    found = evidence(results, folder, BINARY_NAMES, count=6, context=limits)
+    gradient_maps.save(looks(BINARY_LOSSES, count=2), folder / gradient_maps.FILE)
+    return shown(results, found)
 
 
 MULTICLASS_LOSSES = (
@@ -393,7 +398,7 @@ def multiclass_results() -> Results:
                 found,
                 seeds=1,
                 difference=alone(found.difference),
-                improvement=alone(found.improvement),
+                probability_of_improvement=alone(found.probability_of_improvement),
                 p=math.nan,
                 p_corrected=math.nan,
                 effect_size=math.nan,
@@ -411,12 +416,12 @@ def multiclass_results() -> Results:
             curves={0: full.curves[0][:2]},
             per_seed={key: values[:1] for key, values in full.per_seed.items()},
             scores={key: alone(found) for key, found in full.scores.items()},
-            per_class={
+            per_part={
                 key: alone(found)
-                for key, found in full.per_class.items()
+                for key, found in full.per_part.items()
                 if key[2] != "naïve δ" or index == 0
             },
-            calibration=None,
+            details=SegmentationDetails(recall={}, calibration=None),
             cost=full.cost if index == 0 else None,
             steps_to_95={0: 80},
             seconds=(41.5,),
@@ -432,9 +437,8 @@ def multiclass_results() -> Results:
         curves={},
         per_seed={},
         scores={},
-        per_class={},
-        recall={},
-        calibration=None,
+        per_part={},
+        details=SegmentationDetails(recall={}, calibration=None),
         cost=None,
         steps_to_95={},
         seconds=(),
@@ -451,8 +455,9 @@ def multiclass_results() -> Results:
     return Results(
         name="super <alloy> & “more”",
         data_lines=("indexed masks",),
-        task="multiclass",
-        class_names=MULTICLASS_NAMES,
+        part="class",
+        parts=MULTICLASS_NAMES,
+        score_name="Dice",
         counts={"train": 10, "val": 4, "held out": 4},
         held_out="a fifth of the images",
         metrics=METRICS,
@@ -460,7 +465,6 @@ def multiclass_results() -> Results:
         level=0.95,
         effect=0.01,
         losses=(single(0), single(1), failed),
-        size_limits=None,
         verdict=(
             "No conclusion can be drawn from one seed.",
             f"`{MULTICLASS_LOSSES[2]}` failed in every trial.",
@@ -469,25 +473,29 @@ def multiclass_results() -> Results:
         settings={"model": "unet", "note": None},
         commands=("denseloss compare 'data/super <alloy>' --seeds 1 --out runs/super",),
         versions={"denseloss": "0.1.0"},
-        cases=cases(MULTICLASS_LOSSES[:2], classes=4, count=1, size=40),
-        looks=(),
     )
+
+
+def multiclass_sections(folder: Path) -> tuple[Section, ...]:
+    results = multiclass_results()
+    return shown(results, evidence(results, folder, MULTICLASS_NAMES, count=1, size=40))
+
+
+LARGE_NAMES = ("background", *(f"class {i} of the many" for i in range(1, 20)))
+LARGE_LOSSES = [f"0.{i + 1}*cross_entropy + dice(beta={i}, smooth=1)" for i in range(12)]
 
 
 def large_results() -> Results:
     """Twelve losses and twenty classes."""
-    names = ("background", *(f"class {i} of the many" for i in range(1, 20)))
-    expressions = [f"0.{i + 1}*cross_entropy + dice(beta={i}, smooth=1)" for i in range(12)]
     losses = tuple(
-        one_loss(i, loss, 0.002 * (i - 5), names, True) for i, loss in enumerate(expressions)
+        one_loss(i, loss, 0.002 * (i - 5), LARGE_NAMES, True) for i, loss in enumerate(LARGE_LOSSES)
     )
-    small = multiclass_results()
-    return dataclasses.replace(
-        small,
-        name="many",
-        class_names=names,
-        losses=losses,
-        size_limits=(100.0, 1000.0),
-        cases=cases(expressions, classes=20, count=4, size=300),
-        looks=looks(expressions, count=2, size=192),
-    )
+    return dataclasses.replace(multiclass_results(), name="many", parts=LARGE_NAMES, losses=losses)
+
+
+def large_sections(folder: Path) -> tuple[Section, ...]:
+    results = large_results()
+    limits = {"size_limits": [100.0, 1000.0]}
+    found = evidence(results, folder, LARGE_NAMES, count=4, size=300, context=limits)
+    gradient_maps.save(looks(LARGE_LOSSES, count=2, size=192), folder / gradient_maps.FILE)
+    return shown(results, found)

@@ -4,11 +4,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 from PIL import Image
 
-from denseloss.data import VOID, DataError, check_data, open_data
-from denseloss.data.picture import class_colours, overlay
+from denseloss.data import VOID, DataError
+from denseloss.tasks.segmentation import check_data, open_data
+from denseloss.tasks.segmentation.pictures import class_colours, overlay
 
 SHARED = Path(__file__).parents[2] / "shared" / "data"
 
@@ -167,7 +167,7 @@ def test_the_picture_shows_the_rarest_class(tmp_path: Path) -> None:
     mask[:2, :2] = 2
     write(root / "masks" / "f17.png", mask)
     report = check_data(root)
-    from denseloss.data.check import _telling
+    from denseloss.tasks.segmentation.check import _telling
 
     chosen = _telling(report.data, report.class_shares, count=8)
     assert len(set(chosen)) == 8
@@ -175,11 +175,11 @@ def test_the_picture_shows_the_rarest_class(tmp_path: Path) -> None:
 
 
 def test_overlay() -> None:
-    image = torch.full((3, 40, 60), 100, dtype=torch.uint8)
-    mask = torch.zeros((40, 60), dtype=torch.uint8)
+    image = np.full((40, 60, 3), 100, dtype=np.uint8)
+    mask = np.zeros((40, 60), dtype=np.uint8)
     mask[:, 20:40] = 1
     mask[:, 40:] = VOID
-    drawn = overlay(image, mask, 2, tile=120)
+    drawn = overlay(image, mask, 2, side=120)
     assert drawn.shape == (80, 120, 3)
     assert (drawn[:, :38] == 100).all()
     assert drawn[10, 60, 0] > drawn[10, 60, 2] + 30
@@ -187,10 +187,10 @@ def test_overlay() -> None:
 
 
 def test_a_thin_line_survives_being_made_smaller() -> None:
-    image = torch.full((3, 400, 400), 100, dtype=torch.uint8)
-    mask = torch.zeros((400, 400), dtype=torch.uint8)
+    image = np.full((400, 400, 3), 100, dtype=np.uint8)
+    mask = np.zeros((400, 400), dtype=np.uint8)
     mask[:, 101:103] = 1
-    drawn = overlay(image, mask, 2, tile=100).astype(int)
+    drawn = overlay(image, mask, 2, side=100).astype(int)
     assert ((drawn[..., 0] - drawn[..., 2]).max(axis=1) > 60).all()
 
 

@@ -1,18 +1,19 @@
 """`denseloss`, the command: what it prints, what it refuses, and with which exit code."""
 
-import importlib
 import os
 import re
 import subprocess
 import sys
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image
 
 from denseloss import cli, compose
+from denseloss.tasks.segmentation import Segmentation
 
 
 @pytest.fixture
@@ -136,17 +137,15 @@ def test_a_file_that_breaks_during_training_is_one_line(
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    # Not `denseloss.train`, the function: the module of that name.
-    run = importlib.import_module("denseloss.train.run")
-    opened = run.open_data
+    opened = Segmentation.open
 
-    def open_then_break(*args: object, **options: object) -> object:
-        data = opened(*args, **options)
+    def open_then_break(self: Segmentation, *args: Any, **options: Any) -> object:
+        data = opened(self, *args, **options)
         for image in (folder / "images").iterdir():
             image.write_bytes(image.read_bytes()[:200])
         return data
 
-    monkeypatch.setattr(run, "open_data", open_then_break)
+    monkeypatch.setattr(Segmentation, "open", open_then_break)
     out = tmp_path / "run"
     for workers in ("0", "1"):
         line = refused(capsys, [*tiny(folder, out), "--workers", workers], out=out)
@@ -160,7 +159,7 @@ def test_a_label_beyond_the_classes_is_one_line(
     mask[0] = 3
     Image.fromarray(mask).save(folder / "masks" / "cell3.png")
     out = tmp_path / "run"
-    line = refused(capsys, tiny(folder, out, "--classes", "2", "--task", "multiclass"), out=out)
+    line = refused(capsys, tiny(folder, out, "--classes", "2", "--mode", "multiclass"), out=out)
     assert "masks" in line
 
 
@@ -176,7 +175,10 @@ def test_a_label_beyond_the_classes_is_one_line(
         (["--lr", "-1"], "--lr -1: must be larger than 0"),
         (["--lr", "fast"], "--lr"),
         (["--losss", "dice"], "did you mean --loss?"),
-        (["--task", "both"], "--task"),
+        (["--mode", "both"], "--mode"),
+        (["--task", "segmentatoin"], "did you mean segmentation?"),
+        (["--task", "binary"], "--mode binary"),
+        (["--task", "nowhere.py:Mine"], "there is no file"),
     ],
 )
 def test_bad_options_are_one_line(

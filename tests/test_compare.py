@@ -13,29 +13,30 @@ import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
-from denseloss import cli, compose
+from denseloss import cli
 from denseloss.compare import CompareSettings, compare, make_report
+from denseloss.compare.aggregate import _steps_to
 from denseloss.compare.budget import steps_within
-from denseloss.compare.display import duration
 from denseloss.compare.folder import ComparisonFolder
-from denseloss.compare.gather import _effect, _steps_to
-from denseloss.compare.local import LocalEngine, visible_gpus
-from denseloss.compare.measure import METRICS, load
-from denseloss.compare.run import _absolute, _decided, _kept, _settle
-from denseloss.compare.settings import learning_rates, seconds
-from denseloss.compare.trials import Failed, Plan, Trial, TrialFolder, loss_slug
+from denseloss.compare.local_engine import LocalEngine, visible_gpus
+from denseloss.compare.plan import ComparePlan, Trial, learning_rates
+from denseloss.compare.run import _absolute, _common, _engine, _settle
+from denseloss.compare.settings import seconds
+from denseloss.compare.trials import Failed, Progress, TrialFolder, loss_slug
 from denseloss.compare.worker import Job, Times
-from denseloss.data import open_data
-from denseloss.train import InputError, TrainSettings
+from denseloss.data.errors import InputError
+from denseloss.data.files import load_arrays
+from denseloss.tasks import Candidate
+from denseloss.tasks.segmentation import Segmentation, open_data
+from denseloss.tasks.segmentation.measure import METRICS
+from denseloss.train.plan import TrainPlan
 from denseloss.train.run import _prepared
-from denseloss.train.settings import resolved
 
 pytestmark = pytest.mark.filterwarnings("error")
 
@@ -127,10 +128,10 @@ def test_a_comparison_is_run_resumed_extended_mended_and_reported_again(
     # Each trial is a normal run, of the same images, whose own test row is what is measured here.
     for name in first:
         summary = json.loads((out / "trials" / name / "summary.json").read_text())
-        assert summary["test"]["mean_dice"] is not None
-        assert load(out / "trials" / name / "held_out.npz").names == tuple(
-            sample.name for sample in open_data(data, test_share=0.2).test
-        )
+        assert summary["test"]["score"] is not None
+        assert tuple(
+            load_arrays(out / "trials" / name / "held_out.npz")["names"].tolist()
+        ) == tuple(sample.name for sample in open_data(data, test_share=0.2).test)
         assert not (out / "trials" / name / "last.ckpt").exists()
     assert len(list((out / "images").glob("*.jpg"))) == 3
     with (out / "results.csv").open() as file:
@@ -141,7 +142,7 @@ def test_a_comparison_is_run_resumed_extended_mended_and_reported_again(
         if (row["metric"], row["pooling"], row["class"]) == ("dice", "pooled", "(whole)"):
             name = f"{loss_slug(row['loss'])}/seed{row['seed']}-lr{float(row['lr']):g}"
             summary = json.loads((out / "trials" / name / "summary.json").read_text())
-            assert float(row["value"]) == pytest.approx(summary["test"]["mean_dice"], abs=1e-6)
+            assert float(row["value"]) == pytest.approx(summary["test"]["score"], abs=1e-6)
     lines = [json.loads(line) for line in (out / "results.jsonl").read_text().splitlines()]
     assert [line["loss"] for line in lines] == ["cross_entropy", "dice"]
     assert lines[0]["comparisons"] == {}
@@ -174,7 +175,12 @@ def test_a_comparison_is_run_resumed_extended_mended_and_reported_again(
     assert len(again) == 6
     unchanged = [name for name in first if again[name] == first[name]]
     assert unchanged == [str(p.relative_to(out / "trials")) for p in alone]
-    assert whole.with_name(f"{whole.name}.broken1").exists()
+    # What runs again, in a process that has run other trials before or not, gives the same numbers.
+    aside = whole.with_name(f"{whole.name}.broken1")
+    assert (aside / "metrics.csv").read_bytes() == (whole / "metrics.csv").read_bytes()
+    before = load_arrays(aside / "held_out.npz")
+    for key, array in load_arrays(whole / "held_out.npz").items():
+        assert np.array_equal(array, before[key]), key
 
     # A report is made of what can be read.
     (out / "trials" / alone[0].relative_to(out / "trials") / "summary.json").write_text("{")
@@ -265,7 +271,7 @@ def test_a_trial_that_fails_is_reported_and_stops_nobody(
     assert shown.count("FAILED") == 1
     assert "the loss term" in shown
     assert "--base-lr is the middle of those that are tried" in " ".join(shown.split())
-    assert "1 trial failed; see the errors below" in shown
+    assert "1 trial failed; the errors stand below" in shown
     (kept,) = (json.loads(f.read_text()) for f in (out / "failed").glob("*.json"))
     assert kept["own"]
     assert "1e+39*cross_entropy" in (out / "report.md").read_text()
@@ -319,7 +325,7 @@ def test_ray_runs_the_same_trials_and_survives_a_killed_worker(
 
 def test_a_cluster_is_asked_for_what_it_has(tmp_path: Path) -> None:
     ray = pytest.importorskip("ray")
-    cluster = pytest.importorskip("denseloss.compare.cluster")
+    cluster = pytest.importorskip("denseloss.compare.ray_engine")
     with pytest.raises(InputError, match="--accelerator cuda: Ray, started on this machine, finds"):
         cluster.RayEngine(tmp_path, address=None, jobs=None, accelerator="cuda")
     assert not ray.is_initialized()
@@ -350,30 +356,76 @@ def ray_worker() -> int | None:
     return None
 
 
-def test_a_machine_that_does_not_see_the_folder_sends_the_trial(data: Path, tmp_path: Path) -> None:
-    from denseloss.compare.cluster import _train_there, _unpack
+def test_a_machine_that_does_not_see_the_folder_says_so(tmp_path: Path) -> None:
+    from denseloss.compare.ray_engine import _train_there
 
-    settings = CompareSettings(
-        data=str(data),
-        losses=("cross_entropy", "dice"),
-        steps=2,
-        val_every=2,
-        batch_size=2,
-        size=32,
-        base_lr=0.005,
-        accelerator="cpu",
-        precision="32-true",
-    )
-    trial = Trial(loss="dice", seed=0, lr=0.005)
-    job = Job(root=tmp_path / "out", trial=trial, settings=settings, size_limits=None, keep=1)
-    answer = _train_there(job.to_json(), "a mark that is not there")
-    assert answer.failed is None
+    failed = _train_there(job(tmp_path / "out").to_json(), "a mark that is not there")
+    assert failed is not None
+    assert f"does not see {tmp_path / 'out'}; a cluster needs a shared file system" in failed.error
+    assert not failed.own
     assert not (tmp_path / "out").exists()
-    files = TrialFolder(tmp_path / "out", trial)
-    _unpack(answer.packed, files)
-    assert files.state() == "finished"
-    assert files.problem() is None
-    assert "step 2/2" in files.log_file.read_text()
+
+
+# ---------------------------------------------------------------- small plans
+
+
+def trial_plan(**changed: object) -> TrainPlan:
+    values: dict[str, object] = {
+        "data": "synthetic:blobs",
+        "task": "segmentation",
+        "options": {},
+        "loss": "dice",
+        "seed": 0,
+        "split_seed": 0,
+        "val_share": 0.2,
+        "test_share": 0.2,
+        "steps": 2,
+        "val_every": 2,
+        "minutes": 0.0,
+        "patience": 0,
+        "size": 32,
+        "batch_size": 2,
+        "accumulate": 1,
+        "lr": 0.01,
+        "weight_decay": 1e-4,
+        "average": 0.0,
+        "model": "dynunet",
+        "accelerator": "cpu",
+        "devices": "1",
+        "precision": "32-true",
+        "threads": 1,
+        "workers": 0,
+        "logger": "none",
+    }
+    return TrainPlan(**{**values, **changed})  # type: ignore[arg-type]
+
+
+def whole_plan(**changed: object) -> ComparePlan:
+    values: dict[str, object] = {
+        "common": trial_plan(),
+        "candidates": (Candidate("a", ""), Candidate("b", "")),
+        "seeds": 3,
+        "rates": (0.01, 0.003, 0.03),
+        "lr_seeds": 1,
+        "budget": "",
+        "metric": "dice",
+        "pooling": "image",
+        "effect": 0.01,
+        "level": 0.95,
+    }
+    return ComparePlan(**{**values, **changed})  # type: ignore[arg-type]
+
+
+def job(root: Path, *, seed: int = 0) -> Job:
+    trial = Trial(loss="dice", seed=seed, lr=0.01)
+    return Job(root=root, trial=trial, plan=trial_plan(seed=seed), data="", context={}, keep=0)
+
+
+def test_plans_are_read_back_as_they_were(tmp_path: Path) -> None:
+    found = whole_plan()
+    found = replace(found, common=replace(found.common, loss="a"))
+    assert ComparePlan.from_tables(json.loads(json.dumps(found.to_tables()))) == found
+    assert Job.from_json(job(tmp_path).to_json()) == job(tmp_path)
 
 
 # ---------------------------------------------------------------- pairs
@@ -383,32 +435,29 @@ def test_at_one_seed_all_losses_start_from_the_same_weights(data: Path) -> None:
     found = open_data(data)
     weights = []
     for loss in ("cross_entropy", "dice + 0.5*focal", "structure"):
-        settings = resolved(TrainSettings(data=str(data), loss=loss, seed=3), found)
-        task, loading = _prepared(settings, compose.parse(loss), found)
-        weights.append(task.model.state_dict())
+        plan = trial_plan(data=str(data), loss=loss, seed=3)
+        module, loading = _prepared(plan, Segmentation(), found)
+        weights.append(module.model.state_dict())
         assert loading.seed == 3
     for other in weights[1:]:
         assert all(torch.equal(other[key], value) for key, value in weights[0].items())
 
 
 def test_the_held_out_images_are_the_same_for_every_seed(data: Path) -> None:
-    settings = CompareSettings(data=str(data), losses=("dice", "focal"))
-    splits = {
-        (run.split_seed, run.val_share, run.test_share)
-        for run in (settings.trial(loss="dice", seed=seed) for seed in range(3))
-    }
-    assert len(splits) == 1
+    found = whole_plan()
+    runs = [found.of(Trial(loss="dice", seed=seed, lr=0.1)) for seed in range(3)]
+    assert len({(run.split_seed, run.val_share, run.test_share) for run in runs}) == 1
+    assert [(run.loss, run.seed, run.lr) for run in runs] == [("dice", i, 0.1) for i in range(3)]
     by_seed = [open_data(data, seed=0, test_share=0.2).test for _ in range(2)]
     assert by_seed[0] == by_seed[1]
     assert len(by_seed[0]) == 3
 
 
-# ---------------------------------------------------------------- the plan
+# ---------------------------------------------------------------- what to run next
 
 
-def plan(**options: object) -> Plan:
-    asked = {"losses": ["a", "b"], "seeds": 3, "rates": [0.01, 0.003, 0.03], "lr_seeds": 1}
-    return Plan(**{**asked, **options})  # type: ignore[arg-type]
+def plan(**changed: object) -> Progress:
+    return Progress(whole_plan(**changed))
 
 
 def test_every_loss_gets_the_same_learning_rates_then_its_seeds() -> None:
@@ -474,7 +523,7 @@ def test_learning_rates_lie_around_the_default(count: int, rates: tuple[float, .
 
 
 def test_without_a_search_a_failed_seed_costs_that_seed_alone() -> None:
-    found = plan(rates=[0.01])
+    found = plan(rates=(0.01,))
     first = found.next()
     assert first is not None
     found.finish(first, "failed")
@@ -511,16 +560,16 @@ def test_a_budget_that_is_no_time_is_refused(text: str) -> None:
 
 
 def test_the_steps_fill_the_budget_and_do_not_exceed_it() -> None:
-    settings = TrainSettings(data="x", loss="dice", val_every=10)
     times = [Times(step=0.1, validation=1, rest=5), Times(step=0.2, validation=2, rest=5)]
-    steps = steps_within(600, times, trials=8, slots=2, settings=settings, images=100)
+    steps = steps_within(600, times, trials=8, slots=2, plan=trial_plan(), images=100)
 
     def needed(n: int) -> float:
-        return 4 * (5 + 0.2 * n + 2 * math.ceil(n / 10))
+        every = trial_plan().with_steps(n, images=100).val_every
+        return 4 * (5 + 0.2 * n + 2 * math.ceil(n / every))
 
     assert needed(steps) <= 600 < needed(steps + 1)
-    with pytest.raises(InputError, match="8 trials of 20 steps need about 1 minutes"):
-        steps_within(10, times, trials=8, slots=2, settings=settings, images=100)
+    with pytest.raises(InputError, match="8 trials of 20 steps need about 52 s here"):
+        steps_within(10, times, trials=8, slots=2, plan=trial_plan(), images=100)
 
 
 @pytest.mark.slow
@@ -542,42 +591,47 @@ def test_the_steps_of_a_budget_are_measured_once(data: Path, tmp_path: Path, run
     assert finished(out) == before
 
 
-def test_durations_are_short_words() -> None:
-    assert [duration(s) for s in (7.4, 99, 100, 3600, 36000)] == [
-        "7 s",
-        "99 s",
-        "2 min",
-        "60 min",
-        "10.0 h",
-    ]
-
-
 # ---------------------------------------------------------------- what goes wrong
+
+
+def outcome(engine: LocalEngine) -> Failed:
+    outcomes = []
+    while not outcomes:
+        outcomes = engine.wait(1)
+    (found,) = outcomes
+    assert found.failed is not None
+    return found.failed
 
 
 def test_a_process_that_dies_is_a_failed_trial_with_its_last_words(tmp_path: Path) -> None:
     engine = LocalEngine(jobs=1, gpus=())
-    settings = CompareSettings(data=str(tmp_path / "nowhere"), losses=("dice", "focal"), steps=2)
-    trial = Trial(loss="dice", seed=0, lr=0.01)
-    job = Job(root=tmp_path / "out", trial=trial, settings=settings, size_limits=None, keep=0)
-    engine.start(job)
-    engine._running[0].process.kill()
-    outcomes = []
-    while not outcomes:
-        outcomes = engine.wait(1)
-    assert outcomes[0].trial == trial
-    assert outcomes[0].failed is not None
-    assert "was killed by signal 9" in outcomes[0].failed.error
-    assert not outcomes[0].failed.own
-    engine.start(job)
-    outcomes = []
-    while not outcomes:
-        outcomes = engine.wait(1)
-    assert outcomes[0].failed is not None
-    assert "nowhere" in outcomes[0].failed.error
-    # Perhaps a disk that this machine does not have just now.
-    assert not outcomes[0].failed.own
+    (tmp_path / "out").mkdir()
+    engine.start(job(tmp_path / "out"))
+    assert not engine.free()
+    engine._workers[0].process.kill()
+    failed = outcome(engine)
+    assert "was killed by signal 9" in failed.error
+    assert not failed.own
+    assert engine.free()
+    # The next trial gets a process of its own, and one after a trial that failed, too.
+    for _ in range(2):
+        engine.start(job(tmp_path / "out"))
+        failed = outcome(engine)
+        assert "data.pickle: cannot be read" in failed.error
+        # Perhaps a disk that this machine does not have just now.
+        assert not failed.own
     engine.stop()
+    assert engine._workers == []
+
+
+def test_data_that_was_changed_is_never_unpickled(data: Path, tmp_path: Path) -> None:
+    folder = ComparisonFolder(tmp_path)
+    found = open_data(data)
+    digest = folder.write_data(found)
+    assert folder.read_data(digest) == found
+    folder.data_file.write_bytes(b"cos\nsystem\n(S'false'\ntR.")
+    with pytest.raises(InputError, match="was changed"):
+        folder.read_data(digest)
 
 
 def test_gpus_are_shared_out_one_per_trial(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -591,19 +645,19 @@ def test_gpus_are_shared_out_one_per_trial(tmp_path: Path, monkeypatch: pytest.M
             read, write = os.pipe()
             self.stdin, self.stdout = os.fdopen(write, "wb"), os.fdopen(read, "rb")
 
+        def poll(self) -> None: ...
+
+        def wait(self) -> None: ...
+
     monkeypatch.setattr(subprocess, "Popen", Process)
     engine = LocalEngine(jobs=None, gpus=("2", "5", "7"))
-    settings = CompareSettings(data=".", losses=("dice",), steps=2)
     for seed in range(3):
         assert engine.free()
-        trial = Trial(loss="dice", seed=seed, lr=0.01)
-        engine.start(Job(root=tmp_path, trial=trial, settings=settings, size_limits=None, keep=0))
+        engine.start(job(tmp_path, seed=seed))
     assert seen == ["2", "5", "7"]
     assert not engine.free()
-    for running in engine._running:
-        running.process.stdin.close()
-        running.listener.join()
-        running.process.stdout.close()
+    for worker in engine._workers:
+        worker.close()
 
 
 @pytest.mark.parametrize(
@@ -643,10 +697,8 @@ def test_without_gpus_to_share_a_trial_sees_none(
 
     monkeypatch.setattr(subprocess, "Popen", popen)
     engine = LocalEngine(jobs=None, gpus=(), alone=True)
-    trial = Trial(loss="dice", seed=0, lr=0.01)
-    settings = CompareSettings(data=".", losses=("dice",), steps=2)
     with pytest.raises(OSError, match="enough"):
-        engine.start(Job(root=tmp_path, trial=trial, settings=settings, size_limits=None, keep=0))
+        engine.start(job(tmp_path))
     assert seen == [""]
     assert engine.slots == 1
     assert engine.name == "this machine, 1 process at a time, on its GPU"
@@ -670,21 +722,40 @@ def test_paths_keep_their_links(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     ],
 )
 def test_a_comparison_keeps_the_accelerator_that_was_decided(
-    engine: str, asked: str, expected: tuple[str, str], data: Path
+    engine: str,
+    asked: str,
+    expected: tuple[str, str],
+    data: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    folder = ComparisonFolder(tmp_path)
     settings = CompareSettings(
         data=str(data),
-        losses=("cross_entropy", "dice"),
+        loss=("cross_entropy", "dice"),
         steps=2,
         engine=engine,  # type: ignore[arg-type]
-        accelerator=asked,
+        accelerator=asked,  # type: ignore[arg-type]
     )
-    before = {"common": {"accelerator": expected[0], "precision": expected[1]}}
-    settings = _kept(settings, before)
-    there = SimpleNamespace(gpus=settings.accelerator == "cuda")
-    opened = open_data(str(data), seed=0, val_share=0.2, test_share=0.2)
-    decided = _decided(settings, before, opened, there)  # type: ignore[arg-type]
+    accelerator, precision = expected
+    known = whole_plan(common=trial_plan(accelerator=accelerator, precision=precision))
+    before = known.to_tables()
+    asked_of = []
+
+    class Ray:
+        def __init__(self, *_: object, accelerator: str, **__: object) -> None:
+            asked_of.append(accelerator)
+            self.gpus = accelerator == "cuda"
+
+    monkeypatch.setattr("denseloss.compare.ray_engine.RayEngine", Ray)
+    there = _engine(settings, before, folder)
+    found = open_data(str(data), seed=0, val_share=0.2, test_share=0.2)
+    losses = [Candidate("cross_entropy", ""), Candidate("dice", "")]
+    decided = _common(
+        settings, Segmentation(), "segmentation", found, there, folder, before, losses
+    )
     assert (decided.accelerator, decided.precision) == expected
+    assert asked_of == ([] if engine == "local" else [accelerator])
 
 
 def test_a_full_disk_is_told_and_costs_that_trial_alone(
@@ -718,11 +789,11 @@ def test_two_comparisons_do_not_work_in_one_folder(data: Path, tmp_path: Path, r
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"losses": ()}, "--loss is missing"),
-        ({"losses": ("dice",)}, "nothing to compare it with"),
-        ({"losses": ("dice", "dice")}, "is given twice"),
-        ({"losses": ("dice", "giou")}, "pairs of boxes"),
-        ({"losses": ("dice", "cross_entropy(class_weight=[1, 2, 3])")}, "cannot be computed"),
+        ({"loss": ()}, "--loss is missing"),
+        ({"loss": ("dice",)}, "nothing to compare it with"),
+        ({"loss": ("dice", "dice")}, "is given twice"),
+        ({"loss": ("dice", "giou")}, "pairs of boxes"),
+        ({"loss": ("dice", "cross_entropy(class_weight=[1, 2, 3])")}, "cannot be computed"),
         ({"seeds": 0}, "--seeds 0: must be 1 or larger"),
         ({"lr": 0}, "--lr 0: must be 1 or larger"),
         ({"lr_seeds": 9}, "there are only 2 seeds"),
@@ -740,7 +811,7 @@ def test_what_cannot_be_compared_is_refused_before_anything_is_written(
     data: Path, tmp_path: Path, options: dict[str, object], message: str
 ) -> None:
     asked = CompareSettings(
-        data=str(data), losses=("cross_entropy", "dice"), out=tmp_path / "out", seeds=2
+        data=str(data), loss=("cross_entropy", "dice"), out=tmp_path / "out", seeds=2
     )
     with pytest.raises(InputError, match=message.replace("(", r"\(")):
         compare(replace(asked, **options))  # type: ignore[arg-type]
@@ -760,7 +831,7 @@ def test_half_written_files_of_a_killed_process_are_in_nobodys_way(tmp_path: Pat
     assert files.run.unfinished() is None
     (files.path / "last.ckpt").write_bytes(b"")
     assert files.problem() == "config.toml: is missing"
-    (files.path / "config.toml").write_text("")
+    (files.path / "config.toml").write_text("[run]\nformat = 2\n")
     assert "last.ckpt: cannot be read" in str(files.problem())
     (files.path / "last.ckpt").unlink()
     (files.path / "summary.json").write_text('{"best": {}}')
@@ -770,26 +841,35 @@ def test_half_written_files_of_a_killed_process_are_in_nobodys_way(tmp_path: Pat
 
 def test_a_network_that_learned_nothing_is_not_the_fastest() -> None:
     def rows(*dice: float) -> list[dict[str, float]]:
-        return [{"step": 10.0 * i, "mean_dice": d} for i, d in enumerate(dice, 1)]
+        return [{"step": 10.0 * i, "score": d} for i, d in enumerate(dice, 1)]
 
-    assert _steps_to(rows(0.1, 0.94, 0.96, 1.0)) == 30
-    assert _steps_to(rows(0.0, 0.0)) is None
-    assert _steps_to(rows(0.5, math.nan)) is None
+    dice, distance = METRICS[0], METRICS[-1]
+    assert _steps_to(rows(0.1, 0.94, 0.96, 1.0), dice) == 30
+    assert _steps_to(rows(9.0, 2.2, 2.1, 2.0), distance) == 30
+    assert _steps_to(rows(0.0, 0.0), dice) is None
+    assert _steps_to(rows(0.5, math.nan), dice) is None
 
 
 def test_the_smallest_difference_that_matters_has_the_unit_of_its_metric() -> None:
-    asked = CompareSettings(data=".", losses=("dice", "focal"), metric="hd95", effect=2.0)
-    effects = {metric.key: _effect(asked, metric) for metric in METRICS}
+    asked = whole_plan(metric="hd95", effect=2.0)
+    effects = {metric.key: asked.effect_of(metric) for metric in METRICS}
     assert effects["hd95"] == 2.0
     assert effects["dice"] == 0.01
-    assert _effect(replace(asked, effect=None), METRICS[-1]) == 1.0
+    assert whole_plan().effect_of(METRICS[-1]) == 1.0
+    assert asked.metrics[0].key == "hd95"
+
+
+def test_folders_of_other_versions_are_refused_in_one_line(tmp_path: Path) -> None:
+    (tmp_path / "compare.toml").write_text('[asked]\n[run]\ndenseloss = "0.0.9"\n')
+    with pytest.raises(InputError, match=r"was made by denseloss 0.0.9 with folders of format 1"):
+        make_report(tmp_path)
 
 
 def test_a_folder_of_something_else_is_left_alone(data: Path, tmp_path: Path) -> None:
     out = tmp_path / "thesis"
     out.mkdir()
     (out / "thesis.tex").write_text("years of work")
-    asked = CompareSettings(data=str(data), losses=("cross_entropy", "dice"), out=out)
+    asked = CompareSettings(data=str(data), loss=("cross_entropy", "dice"), out=out)
     with pytest.raises(InputError, match="holds no comparison of denseloss"):
         compare(asked)
     with pytest.raises(InputError, match="holds no comparison"):

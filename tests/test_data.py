@@ -16,16 +16,10 @@ from hypothesis import strategies as st
 from PIL import Image
 from torch.utils.data import DataLoader
 
-from denseloss.data import (
-    VOID,
-    DataError,
-    SegmentationDataset,
-    denormalise,
-    normalise,
-    open_data,
-)
-from denseloss.data.dataset import augment
-from denseloss.data.files import read_image
+from denseloss.data import VOID, DataError, denormalise, normalise
+from denseloss.data.images import read_image
+from denseloss.tasks.segmentation import SegmentationDataset, open_data
+from denseloss.tasks.segmentation.dataset import augment
 
 SHARED = Path(__file__).parents[2] / "shared" / "data"
 RNG = np.random.default_rng(0)
@@ -235,7 +229,7 @@ class TestVOC:
 
     def test_own_classes(self, tmp_path: Path) -> None:
         root = voc(tmp_path, (0, 1, 255))
-        assert open_data(root).task == "binary"
+        assert open_data(root).mode == "binary"
         data = open_data(root, classes=["ground", "roof", "tree"])
         assert data.class_names == ("ground", "roof", "tree")
         assert data.ignore_value == 255
@@ -263,10 +257,10 @@ class TestVOC:
 
 
 class TestMasks:
-    """What the values mean: (values) -> (task, values of the classes, void)."""
+    """What the values mean: (values) -> (mode, values of the classes, void)."""
 
     @pytest.mark.parametrize(
-        ("values", "task", "expected", "ignore"),
+        ("values", "mode", "expected", "ignore"),
         [
             ((0, 255), "binary", (0, 255), None),
             ((0, 1), "binary", (0, 1), None),
@@ -283,10 +277,10 @@ class TestMasks:
         ],
     )
     def test_meaning(
-        self, tmp_path: Path, values: tuple, task: str, expected: tuple, ignore: int | None
+        self, tmp_path: Path, values: tuple, mode: str, expected: tuple, ignore: int | None
     ) -> None:
         data = open_data(pairs(tmp_path, *(labels(*values) for _ in range(3))))
-        assert (data.task, data.values, data.ignore_value) == (task, expected, ignore)
+        assert (data.mode, data.values, data.ignore_value) == (mode, expected, ignore)
         assert data.num_classes == len(expected) == len(data.class_names)
         for sample in data.train:
             raw = np.asarray(Image.open(sample.mask))
@@ -303,7 +297,7 @@ class TestMasks:
         for path in (tmp_path / "masks").iterdir():
             Image.open(path).convert("1").save(path)
         data = open_data(tmp_path)
-        assert (data.task, data.values) == ("binary", (0, 1))
+        assert (data.mode, data.values) == ("binary", (0, 1))
 
     def test_palette(self, tmp_path: Path) -> None:
         pairs(tmp_path, *binary(2))
@@ -356,14 +350,14 @@ class TestMasks:
                 (tmp_path / "masks").mkdir(exist_ok=True)
                 small.resize((64, 64), Image.Resampling.BICUBIC).save(tmp_path / f"masks/f{i}.png")
         data = open_data(tmp_path)
-        assert data.task == "binary"
+        assert data.mode == "binary"
         assert any("128 and above is taken as foreground" in w for w in data.warnings)
         wrong = (data.read(data.train[0])[1].numpy() == 1) != (clean == 255)
         assert wrong.mean() < 0.02
 
     def test_overrides(self, tmp_path: Path) -> None:
         root = pairs(tmp_path, *(labels(0, 1, 255) for _ in range(3)))
-        assert open_data(root, task="multiclass").num_classes == 2
+        assert open_data(root, mode="multiclass").num_classes == 2
         data = open_data(root, ignore_index=0)
         assert (data.values, data.ignore_value) == ((1, 255), 0)
         data = open_data(root, classes=5)
@@ -372,18 +366,18 @@ class TestMasks:
         assert open_data(root, ignore_index=-1).num_classes == 3
 
     def test_task_binary_merges(self, tmp_path: Path) -> None:
-        data = open_data(pairs(tmp_path, *(labels(0, 1, 4) for _ in range(3))), task="binary")
+        data = open_data(pairs(tmp_path, *(labels(0, 1, 4) for _ in range(3))), mode="binary")
         raw = np.asarray(Image.open(data.train[0].mask))
         assert np.array_equal(data.read(data.train[0])[1].numpy(), raw > 0)
 
     def test_task_binary_halves_greys(self, tmp_path: Path) -> None:
         soft = np.tile(np.arange(0, 256, 5, dtype=np.uint8), (16, 1))
-        data = open_data(pairs(tmp_path, soft, soft), task="binary")
+        data = open_data(pairs(tmp_path, soft, soft), mode="binary")
         assert np.array_equal(data.read(data.train[0])[1].numpy(), soft >= 128)
 
     def test_two_classes_as_multiclass(self, tmp_path: Path) -> None:
-        data = open_data(pairs(tmp_path, *binary(3)), task="multiclass")
-        assert (data.task, data.num_classes, data.values) == ("multiclass", 2, (0, 255))
+        data = open_data(pairs(tmp_path, *binary(3)), mode="multiclass")
+        assert (data.mode, data.num_classes, data.values) == ("multiclass", 2, (0, 255))
 
     @pytest.mark.parametrize("classes", [1, 0, 255, ["only"]])
     def test_impossible_class_counts(self, tmp_path: Path, classes: int | list[str]) -> None:
@@ -774,8 +768,8 @@ class TestSynthetic:
         with pytest.raises(DataError, match="has 6 classes, --classes says 3"):
             open_data("synthetic:classes?n=3", classes=3)
         with pytest.raises(DataError, match="is not binary"):
-            open_data("synthetic:classes?n=3", task="binary")
-        assert open_data("synthetic:blobs?n=3", task="multiclass").task == "multiclass"
+            open_data("synthetic:classes?n=3", mode="binary")
+        assert open_data("synthetic:blobs?n=3", mode="multiclass").mode == "multiclass"
 
 
 @pytest.fixture(scope="module")
@@ -922,16 +916,16 @@ def test_the_library_does_not_load_the_readers() -> None:
 
 @pytest.mark.skipif(not SHARED.is_dir(), reason="the shared data is not here")
 @pytest.mark.parametrize(
-    ("name", "task", "counts", "share"),
+    ("name", "mode", "counts", "share"),
     [
         ("dsb2018_nuclei", "binary", (267, 67, 0), 0.0793),
         ("nasa_ebc", "multiclass", (16, 3, 3), 0.0027),
         ("nasa_super", "multiclass", (10, 4, 4), 0.0218),
     ],
 )
-def test_real_data(name: str, task: str, counts: tuple, share: float) -> None:
+def test_real_data(name: str, mode: str, counts: tuple, share: float) -> None:
     data = open_data(SHARED / name)
-    assert data.task == task
+    assert data.mode == mode
     assert (len(data.train), len(data.val), len(data.test)) == counts
     assert data.class_share[-1] == pytest.approx(share, abs=1e-4)
     assert data.warnings == ()

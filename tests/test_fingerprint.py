@@ -12,9 +12,12 @@ import torch
 from PIL import Image
 
 from denseloss import compose
-from denseloss.compare import candidates as rules
-from denseloss.compare.candidates import Candidate, candidates
-from denseloss.compare.fingerprint import (
+from denseloss.data import VOID
+from denseloss.tasks import Candidate
+from denseloss.tasks.segmentation import open_data
+from denseloss.tasks.segmentation import recommend as rules
+from denseloss.tasks.segmentation.criterion import SegmentationCriterion
+from denseloss.tasks.segmentation.fingerprint import (
     Fingerprint,
     Shapes,
     boundary_pixels,
@@ -22,9 +25,8 @@ from denseloss.compare.fingerprint import (
     fingerprint,
     shape_factor,
 )
-from denseloss.data import VOID, open_data
-from denseloss.data.samples import Task
-from denseloss.train.criterion import TaskCriterion
+from denseloss.tasks.segmentation.labels import Mode
+from denseloss.tasks.segmentation.recommend import recommended
 
 Mask = np.ndarray
 
@@ -216,9 +218,9 @@ def test_of_huge_masks_fewer_are_looked_at(tmp_path: Path, monkeypatch: pytest.M
     mask = np.zeros((8, 8), dtype=np.uint8)
     mask[2:4] = 1
     data = open_data(folder(tmp_path, [mask] * 30))
-    monkeypatch.setattr("denseloss.compare.fingerprint._MOST_PIXELS", 64 * 12)
+    monkeypatch.setattr("denseloss.tasks.segmentation.fingerprint._MOST_PIXELS", 64 * 12)
     assert fingerprint(data).images == 12
-    monkeypatch.setattr("denseloss.compare.fingerprint._MOST_PIXELS", 1)
+    monkeypatch.setattr("denseloss.tasks.segmentation.fingerprint._MOST_PIXELS", 1)
     assert fingerprint(data).images == 10
 
 
@@ -231,7 +233,7 @@ def test_masks_without_foreground_have_no_shapes(tmp_path: Path) -> None:
     assert seen.empty_images == 1.0
     assert seen.class_share == (1.0, 0.0, 0.0)
     assert seen.void_share == 0.5
-    proposed = candidates(seen, task="multiclass")
+    proposed = recommended(seen, mode="multiclass")
     assert [c.loss for c in proposed] == ["cross_entropy", "cross_entropy + dice"]
     void_alone = fingerprint(open_data(root, classes=3, ignore_index=VOID), limit=1)
     assert void_alone.void_share == 0.0
@@ -244,7 +246,7 @@ def test_a_limit_or_square_below_1_is_refused() -> None:
     with pytest.raises(ValueError, match="square must be at least 1, got 0"):
         fingerprint(data, square=0)
     with pytest.raises(ValueError, match="limit must be at least 1, got 0"):
-        candidates(fingerprint(data), task="binary", limit=0)
+        recommended(fingerprint(data), mode="binary", limit=0)
 
 
 def test_a_fingerprint_is_frozen_and_the_same_every_time() -> None:
@@ -354,8 +356,8 @@ def shaped(seen: Fingerprint, **changes: object) -> Fingerprint:
     return replace(seen, shapes=(*seen.shapes[:-1], replace(seen.shapes[-1], **changes)))  # type: ignore[arg-type]
 
 
-def proposed(seen: Fingerprint, task: Task = "binary", limit: int = 20) -> dict[str, str]:
-    return {c.loss: c.reason for c in candidates(seen, task=task, limit=limit)}
+def proposed(seen: Fingerprint, mode: Mode = "binary", limit: int = 20) -> dict[str, str]:
+    return {c.loss: c.reason for c in recommended(seen, mode=mode, limit=limit)}
 
 
 def test_plain_data_gets_the_baseline_and_the_robust_choice_alone() -> None:
@@ -463,19 +465,19 @@ def test_void_changes_no_candidate() -> None:
 def test_the_limit_keeps_the_first() -> None:
     seen = shaped(BALANCED, objects=30, area=(9.0, 20.0, 60.0), boundary_share=0.8)
     seen = replace(seen, class_share=(0.98, 0.02), empty_squares=0.3)
-    every = candidates(seen, task="binary", limit=20)
+    every = recommended(seen, mode="binary", limit=20)
     assert len(every) == 8
-    assert len(candidates(seen, task="binary")) == 6
+    assert len(recommended(seen, mode="binary")) == 6
     for limit in range(1, 9):
-        assert candidates(seen, task="binary", limit=limit) == every[:limit]
+        assert recommended(seen, mode="binary", limit=limit) == every[:limit]
 
 
-def fingerprints() -> list[tuple[Fingerprint, Task]]:
+def fingerprints() -> list[tuple[Fingerprint, Mode]]:
     """What fires every rule on both tasks."""
-    found: list[tuple[Fingerprint, Task]] = []
+    found: list[tuple[Fingerprint, Mode]] = []
     for name in ("blobs", "vessels", "classes", "void"):
         data = open_data(f"synthetic:{name}?n=12&size=96")
-        found += [(fingerprint(data), data.task), (fingerprint(data, square=48), data.task)]
+        found += [(fingerprint(data), data.mode), (fingerprint(data, square=48), data.mode)]
     small = {"objects": 30, "area": (9.0, 20.0, 60.0), "boundary_share": 0.8}
     for share in ((0.999, 0.001), (0.97, 0.03)):
         binary = shaped(BALANCED, **small)
@@ -490,9 +492,9 @@ ALL = fingerprints()
 
 
 def test_candidates_are_different_losses_that_quote_a_number_and_promise_nothing() -> None:
-    fired: set[tuple[str, Task]] = set()
+    fired: set[tuple[str, Mode]] = set()
     for seen, task in ALL:
-        found = candidates(seen, task=task, limit=20)
+        found = recommended(seen, mode=task, limit=20)
         assert found[0].loss == "cross_entropy"
         assert found[1].loss == "cross_entropy + dice"
         assert len({str(compose.parse(c.loss)) for c in found}) == len(found)
@@ -528,21 +530,23 @@ def test_candidates_are_different_losses_that_quote_a_number_and_promise_nothing
 
 def test_every_candidate_can_be_trained_with() -> None:
     generator = torch.Generator().manual_seed(3)
-    tried: set[tuple[str, Task, int]] = set()
+    tried: set[tuple[str, Mode, int]] = set()
     for seen, task in ALL:
         count = len(seen.class_share)
         classes = torch.randint(count, (3, 24, 24), generator=generator)
         classes[:, :2] = VOID
         classes[0, 2:] = 0
         image = torch.randn(3, 3, 24, 24, generator=generator)
-        for candidate in candidates(seen, task=task, limit=20):
+        for candidate in recommended(seen, mode=task, limit=20):
             if (candidate.loss, task, count) in tried:
                 continue
             tried.add((candidate.loss, task, count))
-            criterion = TaskCriterion(compose.parse(candidate.loss), task=task, num_classes=count)
+            criterion = SegmentationCriterion(
+                compose.parse(candidate.loss), mode=task, num_classes=count
+            )
             shape = (3, criterion.num_outputs, 24, 24)
             logits = torch.randn(shape, generator=generator, requires_grad=True)
-            value = criterion([logits], classes, image=image).sum()
+            value = criterion([logits], {"mask": classes, "image": image}).sum()
             value.backward()  # type: ignore[no-untyped-call]
             assert value.isfinite(), candidate
             assert value > 0, candidate
@@ -558,9 +562,9 @@ def test_focal_on_a_binary_task_does_not_fade_the_foreground() -> None:
     classes, image = torch.tensor([[[0, 1]]]), torch.zeros(1, 3, 1, 2)
     slopes = {}
     for loss in ("binary_focal(alpha=None)", "focal"):
-        criterion = TaskCriterion(compose.parse(loss), task="binary", num_classes=2)
+        criterion = SegmentationCriterion(compose.parse(loss), mode="binary", num_classes=2)
         logits = torch.zeros(1, 1, 1, 2, requires_grad=True)
-        criterion([logits], classes, image=image).sum().backward()
+        criterion([logits], {"mask": classes, "image": image}).sum().backward()
         assert logits.grad is not None
         slopes[loss] = float(-logits.grad[0, 0, 0, 1] / logits.grad[0, 0, 0, 0])
     assert slopes["binary_focal(alpha=None)"] == pytest.approx(1)

@@ -32,7 +32,8 @@ def probe() -> tuple[list[str], float, bool]:
 def test_import_loads_denseloss_only() -> None:
     modules, _, cuda = probe()
     assert [m for m in modules if m.partition(".")[0] != "denseloss"] == []
-    tool = ("denseloss.train", "denseloss.data", "denseloss.cli", "denseloss.testing")
+    names = ("train", "compare", "tasks", "report", "explain", "data", "cli", "testing")
+    tool = tuple(f"denseloss.{name}" for name in names)
     assert [m for m in modules if m.startswith(tool)] == []
     assert not cuda
 

@@ -9,7 +9,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from denseloss import functional
+from denseloss import functional, metrics
 from tests.comparison import (
     class_maps,
     elements,
@@ -278,3 +278,39 @@ def test_a_label_that_is_no_class_never_gives_a_finite_score(label):
     logits, target = torch.randn(1, 3, 4), torch.tensor([[0, 1, label, 2]])
     assert functional.f_score(logits, target).isnan()
     assert functional.f_score(logits, target, ignore_index=label).isfinite()
+
+
+def test_scores_of_counts_are_those_of_masks() -> None:
+    generator = torch.Generator().manual_seed(0)
+    prediction, target = (torch.rand(40, generator=generator) > 0.5 for _ in range(2))
+    tp = (prediction & target).sum()
+    fp, fn = (prediction & ~target).sum(), (~prediction & target).sum()
+    p, r = tp / (tp + fp), tp / (tp + fn)
+    expected = {
+        "f1": 2 * p * r / (p + r),
+        "f2": 5 * p * r / (4 * p + r),
+        "iou": tp / (prediction | target).sum(),
+        "precision": p,
+        "recall": r,
+    }
+    for kind, value in expected.items():
+        found = metrics.overlap_score(tp, fp, fn, kind=kind)
+        torch.testing.assert_close(found, value.double(), rtol=1e-6, atol=0)
+        array = metrics.overlap_score(tp.numpy(), fp.numpy(), fn.numpy(), kind=kind)
+        assert float(array) == float(found)
+    logits = torch.where(prediction, 1.0, -1.0)[None, None]
+    dice = metrics.binary_f_score(logits, target[None, None], smooth=0)
+    torch.testing.assert_close(dice.double(), expected["f1"].double())
+
+
+@pytest.mark.parametrize("kind", ["f1", "f2", "iou", "precision", "recall"])
+def test_nothing_to_score_is_nan_and_nothing_right_is_0(kind: str) -> None:
+    tp, fp, fn = torch.tensor([0, 0, 0, 3]), torch.tensor([0, 2, 0, 0]), torch.tensor([0, 0, 2, 0])
+    found = metrics.overlap_score(tp, fp, fn, kind=kind)  # type: ignore[arg-type]
+    assert found.isnan().tolist() == [True, False, False, False]
+    assert found[1:].tolist() == [0, 0, 1]
+
+
+def test_an_unknown_kind_of_score_is_refused() -> None:
+    with pytest.raises(ValueError, match="kind must be one of f1, f2, iou, precision, recall"):
+        metrics.overlap_score(1, 2, 3, kind="dice")  # type: ignore[arg-type]

@@ -7,20 +7,25 @@ import io
 import math
 import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from html.parser import HTMLParser
 from itertools import pairwise
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from denseloss.compare import pictures, report
-from denseloss.compare.report import figures, page, tables, words
-from denseloss.compare.report.contents import contents
-from denseloss.compare.report.sections import (
+from denseloss.compare import figures, text
+from denseloss.compare import score_tables as tables
+from denseloss.compare.contents import contents
+from denseloss.compare.results import Needed, Results
+from denseloss.data.errors import InputError
+from denseloss.report import numbers, page
+from denseloss.report import write_report as write
+from denseloss.report.sections import (
     Cell,
     Figure,
     Gallery,
@@ -31,9 +36,9 @@ from denseloss.compare.report.sections import (
     Table,
     letter,
 )
-from denseloss.compare.results import Case, Estimate, Needed, Results
-from denseloss.compare.segmentation_sections import segmentation_sections
-from denseloss.train.errors import InputError
+from denseloss.tasks.segmentation import pictures
+from denseloss.tasks.segmentation.sections import how_to_read
+from denseloss.tasks.segmentation.sections import sections as task_sections
 from tests import comparison_example as example
 
 VOID_TAGS = {"meta", "link", "img", "br", "input", "wbr"}
@@ -42,14 +47,15 @@ MADE = {
     "multiclass": example.multiclass_results,
     "large": example.large_results,
 }
+SECTIONS = {
+    "binary": example.binary_sections,
+    "multiclass": example.multiclass_sections,
+    "large": example.large_sections,
+}
 
 
-def write_report(results: Results, folder: Path) -> Path:
-    return report.write_report(results, segmentation_sections(results), folder)
-
-
-def html_page(results: Results) -> str:
-    return page.html_page(contents(results, segmentation_sections(results)))
+def write_report(results: Results, shown: Iterable[Section], folder: Path) -> Path:
+    return write(contents(results, shown), folder)
 
 
 class Page(HTMLParser):
@@ -91,8 +97,12 @@ class Page(HTMLParser):
 
 @pytest.fixture(scope="module")
 def reports(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    root = tmp_path_factory.mktemp("reports")
-    return {name: write_report(make(), root / name) for name, make in MADE.items()}
+    root, kept = tmp_path_factory.mktemp("reports"), tmp_path_factory.mktemp("kept")
+    made = {}
+    for name, make in MADE.items():
+        (kept / name).mkdir()
+        made[name] = write_report(make(), SECTIONS[name](kept / name), root / name)
+    return made
 
 
 @pytest.fixture(scope="module")
@@ -187,21 +197,25 @@ def test_order_is_verdict_warnings_then_evidence(pages: dict[str, str]) -> None:
     order = [
         "Three of five losses beat",
         "1 planned trial is not finished yet",
-        results.warnings[1],
+        results.warnings[2],
         "Every loss, against the baseline",
         "All losses, all metrics",
         'id="learning"',
         'id="rates"',
-        'id="parts"',
+        'id="sizes"',
         'id="calibration"',
         'id="cost"',
         'id="cases"',
-        'id="looks"',
+        'id="gradients"',
         'id="failures"',
         'id="how"',
         'id="repeat"',
     ]
     places = [pages["binary"].index(words) for words in order]
+    assert places == sorted(places)
+    assert 'id="parts"' not in pages["binary"]  # the only class is the whole
+    order[7:8] = ['id="parts"', 'id="sizes"']
+    places = [pages["large"].index(words) for words in order[3:13]]
     assert places == sorted(places)
 
 
@@ -235,7 +249,10 @@ def test_what_users_wrote_is_text_and_never_markup(pages: dict[str, str]) -> Non
 
 
 def test_same_results_give_the_same_bytes(reports: dict[str, Path], tmp_path: Path) -> None:
-    again = write_report(example.multiclass_results(), tmp_path)
+    kept = tmp_path / "kept"
+    kept.mkdir()
+    shown = example.multiclass_sections(kept)
+    again = write_report(example.multiclass_results(), shown, tmp_path)
     before = reports["multiclass"]
     assert again.read_bytes() == before.read_bytes()
     assert (tmp_path / "report.md").read_bytes() == before.with_name("report.md").read_bytes()
@@ -245,15 +262,15 @@ def test_report_is_replaced_whole_or_stays_as_it_was(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     results = example.multiclass_results()
-    path = write_report(results, tmp_path)
+    path = write_report(results, (), tmp_path)
     before = path.read_bytes()
 
     def full(*_: Any) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("denseloss.train.folder.os.fsync", full)
+    monkeypatch.setattr("denseloss.data.files.os.fsync", full)
     with pytest.raises((OSError, InputError)):
-        write_report(dataclasses.replace(results, name="other"), tmp_path)
+        write_report(dataclasses.replace(results, name="other"), (), tmp_path)
     assert path.read_bytes() == before
 
 
@@ -285,26 +302,26 @@ def test_the_best_of_a_distance_is_the_lowest() -> None:
     [(0.5, "0.50"), (0.0123, "0.012"), (0.00041, "0.00041"), (1e-7, "< 0.0001"), (1.0, "1.00")],
 )
 def test_p_values_have_two_digits(p: float, text: str) -> None:
-    assert tables.probability(p) == text
-    assert tables.probability(math.nan) == tables.NOTHING
+    assert numbers.probability(p) == text
+    assert numbers.probability(math.nan) == numbers.NOTHING
 
 
 def test_numbers_are_told_as_people_write_them() -> None:
-    assert tables.number(-0.0214, signed=True) == "−0.021"
-    assert tables.number(-0.0001) == "0.000"
-    assert tables.number(0.0, signed=True) == "0.000"
-    assert tables.number(math.inf) == "∞"
-    assert [tables.duration(s) for s in (3.14, 59.4, 200, 3590, 7500)] == [
+    assert numbers.number(-0.0214, signed=True) == "−0.021"
+    assert numbers.number(-0.0001) == "0.000"
+    assert numbers.number(0.0, signed=True) == "0.000"
+    assert numbers.number(math.inf) == "∞"
+    assert [numbers.duration(s) for s in (3.14, 59.4, 200, 3590, 7500)] == [
         "3.1 s",
         "59 s",
         "3 min 20 s",
         "59 min 50 s",
         "2 h 05 min",
     ]
-    assert tables.plain({"a": [1, 2.50], "b": None, "c": True}) == "a=1, 2.5, b=none, c=yes"
+    assert numbers.plain({"a": [1, 2.50], "b": None, "c": True}) == "a=1, 2.5, b=none, c=yes"
     assert [letter(i) for i in (0, 25, 26, 701, 702)] == ["A", "Z", "AA", "ZZ", "AAA"]
-    negative = Estimate(value=0, low=-0.1, high=0.2, standard_error=0.1, freedom=4)
-    assert tables.interval(negative, 2) == "−0.10 to 0.20"
+    negative = numbers.Estimate(value=0, low=-0.1, high=0.2, standard_error=0.1, freedom=4)
+    assert numbers.interval(negative, 2) == "−0.10 to 0.20"
 
 
 def test_labels_at_the_ends_of_lines_keep_apart() -> None:
@@ -319,19 +336,25 @@ def test_labels_at_the_ends_of_lines_keep_apart() -> None:
     assert figures.spread([50.0], gap=14, low=0, high=100) == [50.0]
 
 
-def drawn_figures() -> dict[str, str]:
+def sizes_of(results: Results, folder: Path) -> str:
+    found = example.evidence(results, folder, example.BINARY_NAMES, count=1, size=20)
+    shown = task_sections(found, [loss.details for loss in results.losses])
+    return next(section for section in shown if section.anchor == "sizes").figures[0].svg
+
+
+def drawn_figures(folder: Path) -> dict[str, str]:
     results = example.binary_results()
     dice = results.metrics[0]
     # The ends of the axis are those of the values; a little wider and narrower moves the ticks.
     made = {}
     for i, far in enumerate((0.0, 0.004, 0.009, 0.013, 0.018, 0.022)):
-        losses = [example.one_loss(0, "a", 0.0, results.class_names, True)]
-        losses.append(example.one_loss(1, "b", far, results.class_names, True))
+        losses = [example.one_loss(0, "a", 0.0, example.BINARY_NAMES, True)]
+        losses.append(example.one_loss(1, "b", far, example.BINARY_NAMES, True))
         both = dataclasses.replace(results, losses=tuple(losses))
         for kind, drawn in (
             ("values", figures.values(both, dice, "image")),
             ("differences", figures.differences(both, dice, "image")),
-            ("sizes", figures.by_size(both)),
+            ("sizes", sizes_of(both, folder)),
             ("steps", figures.losses_over_steps(both, 1)),
         ):
             assert drawn is not None
@@ -339,26 +362,26 @@ def drawn_figures() -> dict[str, str]:
     return made
 
 
-def test_no_label_of_an_axis_is_cut_off_at_the_side() -> None:
+def test_no_label_of_an_axis_is_cut_off_at_the_side(tmp_path: Path) -> None:
     ticks = 0
     beside = []
-    for name, drawn in drawn_figures().items():
+    for name, drawn in drawn_figures(tmp_path).items():
         box = re.search(r'viewBox="0 0 ([\d.]+) ', drawn)
         assert box is not None
         texts = re.findall(r"<text ([^>]*)>([^<]*)</text>", drawn)
-        for style, text in texts:
-            if not re.fullmatch(r"[−\d.]+", text):
+        for style, tick in texts:
+            if not re.fullmatch(r"[−\d.]+", tick):
                 continue
             across = re.search(r' x="([\d.-]+)"', f" {style}")
             assert across is not None
             # A digit of 12 px is at most 0.6 of that wide in the usual fonts.
-            width, left = 7.2 * len(text), float(across[1])
+            width, left = 7.2 * len(tick), float(across[1])
             anchor = re.search(r"text-anchor: (\w+)", style)
             assert anchor is not None or "middle" not in style
             kind = anchor[1] if anchor else "start"
             left -= {"start": 0.0, "middle": width / 2, "end": width}[kind]
-            assert left >= 0, (name, text)
-            assert left + width <= float(box[1]), (name, text)
+            assert left >= 0, (name, tick)
+            assert left + width <= float(box[1]), (name, tick)
             ticks += 1
             beside.append(kind)
     assert ticks > 60
@@ -373,7 +396,7 @@ def test_pooled_scores_have_dashes_where_the_numbers_are_of_single_images() -> N
         for name in ("Probability of improvement", "Effect size"):
             column = table.columns.index(name)
             cells = [row.cells[column] for row in table.rows[1:]]
-            assert [cell.text == tables.NOTHING for cell in cells] == [dashes] * 5
+            assert [cell.text == numbers.NOTHING for cell in cells] == [dashes] * 5
             assert [cell.interval for cell in cells if dashes] == [""] * 5 * dashes
 
 
@@ -385,15 +408,15 @@ def test_pooled_scores_have_dashes_where_the_numbers_are_of_single_images() -> N
         ({"needed": Needed(effect=0.01, seeds=None, images=None)}, "seeds and images"),
         ({"needed": Needed(effect=0.01, seeds=None, images=None), "seeds": 1}, "2 seeds first"),
         ({"needed": Needed(effect=0.01, seeds=None, images=None), "images": 1}, "2 images first"),
-        ({"needed": Needed(effect=0.01, seeds=None, images=None), "seeds": 0}, tables.NOTHING),
+        ({"needed": Needed(effect=0.01, seeds=None, images=None), "seeds": 0}, numbers.NOTHING),
         (
             {
                 "needed": Needed(effect=0.01, seeds=None, images=None),
-                "difference": Estimate(
+                "difference": numbers.Estimate(
                     value=0.0, low=0.0, high=0.0, standard_error=0.0, freedom=4.0
                 ),
             },
-            tables.NOTHING,
+            numbers.NOTHING,
         ),
     ],
 )
@@ -411,26 +434,26 @@ def test_what_more_is_needed_is_told_only_where_it_is_known(
     assert table.rows[1].cells[-1].text == text
 
 
-def test_reliability_is_read_by_what_its_probability_is_of() -> None:
-    binary = example.binary_results()
-    said = words.reliability(binary)
+def test_reliability_is_read_by_what_its_probability_is_of(pages: dict[str, str]) -> None:
+    names = example.BINARY_NAMES
+    said = how_to_read(example.calibration(0, names[1:], binary=True), binary=True)
     assert said.startswith("Across: probability of nucleus; up: how often the pixel was foreground")
     assert "the foreground is rarer than the probability says, above it more frequent" in said
     assert "surer" not in said
+    assert said in pages["binary"]
     names = example.MULTICLASS_NAMES
-    loss = example.one_loss(0, "cross_entropy", 0.0, names, False)
-    several = dataclasses.replace(example.multiclass_results(), losses=(loss,))
-    said = words.reliability(several)
+    said = how_to_read(example.calibration(0, names, binary=False), binary=False)
     assert said.startswith("Across: confidence of the predicted class; up: how often it was right")
     assert "surer than it should be" in said
     assert "foreground" not in said
-    assert words.reliability(example.multiclass_results()) == ""
+    assert said in pages["large"]
+    assert 'id="calibration"' not in pages["multiclass"]
 
 
 def test_intervals_are_said_to_be_of_what_they_are_of() -> None:
     def said(results: Results, held_out: int) -> str:
         counted = dataclasses.replace(results, counts={**results.counts, "held out": held_out})
-        return words.statistics(counted)[2]
+        return text.statistics(counted)[2]
 
     many, one = example.binary_results(), example.multiclass_results()
     whole = "what another training, scored on other images of the same kind, would give"
@@ -452,10 +475,10 @@ def test_intervals_are_said_to_be_of_what_they_are_of() -> None:
 
 
 def test_adding_seeds_until_a_verdict_comes_is_warned_of() -> None:
-    text = words.statistics(example.binary_results())[3]
-    assert "raises the rate of false positives" in text
-    assert "from 3.1 % to 6.0 %" in text
-    assert "plan the number of seeds beforehand" in text
+    said = text.statistics(example.binary_results())[3]
+    assert "raises the rate of false positives" in said
+    assert "from 3.1 % to 6.0 %" in said
+    assert "plan the number of seeds beforehand" in said
 
 
 def decoded(uri: str) -> np.ndarray:
@@ -471,12 +494,12 @@ def test_overlay_tells_right_missed_and_false() -> None:
     truth[8:40, 8:24] = 1
     predicted[24:56, 8:24] = 1
     truth[:, 60:] = 255
-    drawn = pictures.right_or_wrong(image, truth, predicted, side=64).astype(int)
+    drawn = pictures.errors(image, truth, predicted, side=64).astype(int)
     assert (drawn[0, 30] == drawn[50, 40]).all()
 
     def nearest(part: np.ndarray) -> int:
         tint = part.reshape(-1, 3).mean(0) - 90
-        colours = np.array([pictures.RIGHT, pictures.MISSED, pictures.FALSE]) - 90
+        colours = np.array([paint.colour for paint in pictures.ERROR_PAINTS]) - 90
         return int(np.argmax(colours @ tint / np.linalg.norm(colours, axis=1)))
 
     assert nearest(drawn[25:39, 10:22]) == 0
@@ -488,11 +511,52 @@ def test_overlay_tells_right_missed_and_false() -> None:
     assert drawn[:, 60:].std() > 50
 
 
+def test_one_class_taken_for_another_is_an_error_of_its_own() -> None:
+    image = np.full((40, 60, 3), 90, dtype=np.uint8)
+    truth, predicted = np.zeros((2, 40, 60), dtype=np.uint8)
+    truth[:, 20:] = 1
+    predicted[:, 20:40], predicted[:, 40:] = 1, 2
+    drawn = pictures.errors(image, truth, predicted, side=60).astype(int)
+    assert (drawn[:, :19] == 90).all()
+    for part, paint in (
+        (drawn[:, 22:38], pictures.ERROR_PAINTS[0]),
+        (drawn[:, 42:58], pictures.CONFUSED_PAINT),
+    ):
+        tint = part.reshape(-1, 3).mean(0) - 90
+        colour = np.array(paint.colour) - 90
+        assert colour @ tint / np.linalg.norm(colour) / np.linalg.norm(tint) > 0.95
+
+
+def test_samples_of_odd_names_and_sizes_are_drawn(tmp_path: Path) -> None:
+    data: Any = SimpleNamespace(
+        class_names=("_background_", *(f"_{i}_ of $40$ with quite a long name" for i in range(39))),
+        num_classes=40,
+        mode="multiclass",
+        ignore_value=None,
+    )
+    rng = np.random.default_rng(0)
+    shown = [
+        pictures.Sampled(
+            name=f"a/folder/with/a/very/long/name/größe_$x$_{i}.png",
+            image=rng.integers(0, 256, (*shape, 3), dtype=np.uint8),
+            truth=rng.integers(0, 40, shape, dtype=np.uint8),
+            prediction=rng.integers(0, 40, shape, dtype=np.uint8),
+            score=math.nan,
+        )
+        for i, shape in enumerate([(20, 180), (200, 31), (3, 1)])
+    ]
+    path = tmp_path / "samples.png"
+    pictures.draw_samples(shown, data, count_of=9, path=path)
+    assert [file.name for file in tmp_path.iterdir()] == ["samples.png"]
+    with Image.open(path) as image:
+        assert min(image.size) > 500
+
+
 def test_thin_truth_does_not_vanish_when_the_image_is_made_smaller() -> None:
     image = np.full((1000, 1000, 3), 50, dtype=np.uint8)
     truth = np.zeros((1000, 1000), dtype=np.uint8)
     truth[500:503] = 1
-    drawn = pictures.right_or_wrong(image, truth, np.zeros_like(truth), side=320)
+    drawn = pictures.errors(image, truth, np.zeros_like(truth), side=320)
     assert drawn.shape == (320, 320, 3)
     assert (np.ptp(drawn.astype(int), axis=2) > 40).any(axis=0).all()
 
@@ -509,55 +573,45 @@ def test_maps_are_white_at_zero_and_striped_where_nothing_is_known() -> None:
     assert low.sum() < middle.sum() < high.sum()
 
 
-def test_a_picture_keeps_to_its_bytes_and_a_page_to_its_size(
+def pictures_of(title: str, *, count: int, side: int = 200) -> Section:
+    noise = np.random.default_rng(0).integers(0, 256, (side, side, 3), dtype=np.uint8)
+    one = Picture(pixels=noise, alt=f"of {title}", caption="noise")
+    galleries = [Gallery(name=f"{title} {i}", rows=(("", (one,)),)) for i in range(count)]
+    return Section(title=title, anchor=title, galleries=tuple(galleries))
+
+
+def test_a_picture_keeps_to_its_size_and_a_page_to_its_bytes(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     noise = np.random.default_rng(0).integers(0, 256, (400, 300, 3), dtype=np.uint8)
-    small, large = (page.data_uri(noise, limit=limit) for limit in (12_000, 10**7))
-    assert len(small) < 12_000 * 4 / 3 + 100 < len(large)
-    assert decoded(small).shape[0] < decoded(large).shape[0] == 320
-    losses = ("a", "b")
-    case = Case(
-        name="noise",
-        image=noise,
-        truth=noise[:, :, 0] % 2,
-        predictions=dict.fromkeys(losses, noise[:, :, 1] % 2),
-        scores=dict.fromkeys(losses, 0.5),
-    )
-    plain = example.binary_results()
-    few = [dataclasses.replace(plain.losses[i], loss=losses[i]) for i in range(2)]
-    results = dataclasses.replace(plain, losses=tuple(few), cases=(case,) * 12, looks=())
-    monkeypatch.setattr(page, "MOST_BYTES", 400_000)
-    html = html_page(results)
-    assert len(html.encode()) < 400_000
+    assert decoded(page.data_uri(noise, side=320)).shape == (320, 240, 3)
+    assert decoded(page.data_uri(noise[:60, :50], side=320)).shape == (60, 50, 3)
+    results = example.multiclass_results()
+    shown = [pictures_of("noise", count=12), pictures_of("looks", count=2)]
+    bare = len(page.html_page(contents(results, ())).encode())
+    monkeypatch.setattr(page, "MOST_BYTES", bare + 150_000)
+    html = page.html_page(contents(results, shown[:1]))
+    assert len(html.encode()) < bare + 150_000
     left_out = re.search(r"(\d+) more would make the page larger than 3 MB", html)
     assert left_out is not None
-    shown = html.count("<h3>noise</h3>")
-    assert shown >= 1
-    assert shown + int(left_out[1]) == 12
+    kept = html.count("<h3>noise ")
+    assert kept >= 1
+    assert kept + int(left_out[1]) == 12
 
     # Without room for any picture, too, the page says what is missing.
-    results = dataclasses.replace(results, looks=plain.looks)
-    bare = dataclasses.replace(results, cases=(), looks=())
-    monkeypatch.setattr(page, "MOST_BYTES", len(html_page(bare).encode()) + 3000)
-    html = html_page(results)
+    monkeypatch.setattr(page, "MOST_BYTES", bare + 3000)
+    html = page.html_page(contents(results, shown))
     counts = re.findall(r"(\d+) more would make the page larger than 3 MB", html)
-    assert [int(count) for count in counts] == [12, len(plain.looks)]
-    assert '<section id="looks"' in html
+    assert [int(count) for count in counts] == [12, 2]
+    assert '<section id="gradients"' in html
 
 
 def test_every_section_with_pictures_keeps_its_first_ones(monkeypatch: pytest.MonkeyPatch) -> None:
-    noise = np.random.default_rng(0).integers(0, 256, (200, 200, 3), dtype=np.uint8)
-
-    def pictures_of(title: str) -> Section:
-        one = Picture(pixels=noise, alt=f"of {title}", caption="noise")
-        galleries = [Gallery(name=f"{title} {i}", rows=(("", (one,)),)) for i in range(6)]
-        return Section(title=title, galleries=tuple(galleries))
-
-    results = dataclasses.replace(example.multiclass_results(), cases=(), looks=())
+    results = example.multiclass_results()
     bare = page.html_page(contents(results, ()))
-    monkeypatch.setattr(page, "MOST_BYTES", len(bare.encode()) + 60_000)
-    html = page.html_page(contents(results, [pictures_of("first"), pictures_of("second")]))
+    both = [pictures_of("first", count=6, side=100), pictures_of("second", count=6, side=100)]
+    monkeypatch.setattr(page, "MOST_BYTES", len(bare.encode()) + 120_000)
+    html = page.html_page(contents(results, both))
     kept = re.findall("<h3>((?:first|second) \\d+)</h3>", html)
     shown = [[name for name in kept if name.startswith(title)] for title in ("first", "second")]
     assert abs(len(shown[0]) - len(shown[1])) <= 1
@@ -568,7 +622,7 @@ def test_every_section_with_pictures_keeps_its_first_ones(monkeypatch: pytest.Mo
 
 def test_a_task_adds_sections_that_page_and_markdown_show(tmp_path: Path) -> None:
     results = example.multiclass_results()
-    numbers = Section(
+    counted = Section(
         title="Counts <per> image",
         text=("How many `cells` there are.",),
         hint="Sort it.",
@@ -587,7 +641,7 @@ def test_a_task_adds_sections_that_page_and_markdown_show(tmp_path: Path) -> Non
     )
     drawn = Picture(pixels=np.zeros((4, 4, 3), np.uint8), alt="Nothing at all", caption="nothing")
     seen = Section(title="Seen", galleries=(Gallery(name="dark", rows=(("", (drawn,)),)),))
-    path = report.write_report(results, [seen, numbers], tmp_path)
+    path = write_report(results, [seen, counted], tmp_path)
     found = Page(path.read_text(encoding="utf-8"))
     for told in (
         "Counts <per> image",
@@ -622,9 +676,12 @@ def test_a_comparison_without_any_finished_trial_has_a_report(tmp_path: Path) ->
     results = example.multiclass_results()
     failed = results.losses[2]
     nothing = dataclasses.replace(
-        results, losses=(dataclasses.replace(failed, searched={}),), cases=(), warnings=()
+        results, losses=(dataclasses.replace(failed, searched={}),), warnings=()
     )
-    html = write_report(nothing, tmp_path).read_text(encoding="utf-8")
+    found = example.evidence(nothing, tmp_path, example.MULTICLASS_NAMES, count=1)
+    html = write_report(nothing, example.shown(nothing, found), tmp_path).read_text(
+        encoding="utf-8"
+    )
     Page(html)
     assert "No trial has finished" in html
     assert "No trial has finished" in (tmp_path / "report.md").read_text(encoding="utf-8")
@@ -822,7 +879,7 @@ def test_page_answers_to_mouse_and_keyboard(
     assert driver.execute_script(picture) != first
     driver.switch_to.active_element.send_keys(keys.ESCAPE)
     assert not driver.execute_script(is_open)
-    thumb = find("#looks .thumb")
+    thumb = find("#gradients .thumb")
     thumb.send_keys(keys.ENTER)
     assert driver.execute_script(is_open)
     driver.switch_to.active_element.send_keys(keys.ESCAPE)

@@ -10,8 +10,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from denseloss.compare.results import Comparison, Estimate, Metric, Needed
-from denseloss.compare.scores import Additive, Scored
+from denseloss.compare.results import Comparison, Needed
 from denseloss.compare.statistics import (
     Components,
     Measured,
@@ -20,11 +19,15 @@ from denseloss.compare.statistics import (
     effect_size,
     estimate,
     holm,
-    improvement,
     needed,
     permutation_test,
     summary,
 )
+from denseloss.compare.statistics import (
+    probability_of_improvement as improved,
+)
+from denseloss.report.numbers import Estimate
+from denseloss.tasks.scores import Additive, Metric, Scored
 
 Array = np.ndarray
 Pair = tuple[Scored, Scored]
@@ -505,22 +508,22 @@ def test_improvement_by_hand() -> None:
     # Image 0: 3 of 4 pairs; image 1: every pair a tie; image 2: none.
     one = np.array([[0.9, 0.5, 0.1], [0.6, 0.5, 0.2]])
     other = np.array([[0.7, 0.5, 0.8], [0.5, 0.5, 0.9]])
-    result = improvement(one, other)
+    result = improved(one, other)
     assert result.value == pytest.approx((0.75 + 0.5 + 0) / 3)
     assert 0 <= result.low < result.value < result.high <= 1
-    assert improvement(one, other, higher_is_better=False).value == pytest.approx(1 - result.value)
-    swapped = improvement(other, one)
+    assert improved(one, other, higher_is_better=False).value == pytest.approx(1 - result.value)
+    swapped = improved(other, one)
     assert swapped.low == pytest.approx(1 - result.high)
 
 
 def test_improvement_that_never_fails_is_not_certain() -> None:
     one, other = np.full((5, 30), 0.9), np.full((5, 30), 0.8)
-    result = improvement(one, other)
+    result = improved(one, other)
     assert (result.value, result.high) == (1, 1)
     assert result.low == pytest.approx(stats.binomtest(5, 5).proportion_ci().low)
-    assert improvement(other, one).high == pytest.approx(1 - result.low)
-    assert improvement(one[:1], other[:1]).low == pytest.approx(0.025 ** (1 / 30))
-    equal = improvement(one, one)
+    assert improved(other, one).high == pytest.approx(1 - result.low)
+    assert improved(one[:1], other[:1]).low == pytest.approx(0.025 ** (1 / 30))
+    equal = improved(one, one)
     assert (equal.low, equal.value, equal.high) == (0.5, 0.5, 0.5)
 
 
@@ -540,8 +543,8 @@ def test_images_without_a_score_are_left_out() -> None:
     one = np.array([[0.9, 0.5, np.nan], [0.8, 0.6, 0.7]])
     other = one - np.array([0.1, 0.2, 0.1])
     assert effect_size(one, other) == pytest.approx(effect_size(one[:, :2], other[:, :2]))
-    assert improvement(one, other).value == improvement(one[:, :2], other[:, :2]).value
-    assert math.isnan(improvement(one * np.nan, other).value)
+    assert improved(one, other).value == improved(one[:, :2], other[:, :2]).value
+    assert math.isnan(improved(one * np.nan, other).value)
 
 
 # --- what is needed
@@ -692,10 +695,12 @@ def test_a_pooled_comparison_has_no_numbers_made_of_single_images() -> None:
         )
     pooled = compare(losses, baseline="a", metric=DICE, pooling="pooled")["b"]
     assert pooled.difference.value < -0.3
-    assert all(math.isnan(value) for value in dataclasses.astuple(pooled.improvement))
+    assert all(
+        math.isnan(value) for value in dataclasses.astuple(pooled.probability_of_improvement)
+    )
     assert math.isnan(pooled.effect_size)
     alone = compare(losses, baseline="a", metric=DICE, pooling="image")["b"]
-    assert alone.improvement.value == pytest.approx(0.9)
+    assert alone.probability_of_improvement.value == pytest.approx(0.9)
     assert alone.effect_size > 0
 
 
@@ -789,7 +794,7 @@ def test_losses_are_paired_by_the_seeds_both_have() -> None:
     assert list(results) == ["b", "c"]
     assert results["b"].seeds == 3
     assert results["b"].difference.value == results["b"].difference.high == 0
-    assert results["b"].improvement.value == pytest.approx(0.5)
+    assert results["b"].probability_of_improvement.value == pytest.approx(0.5)
     assert results["b"].p == 1
     assert (results["c"].seeds, results["c"].verdict) == (0, "undecided")
     assert "no seed that both finished" in results["c"].words
@@ -981,7 +986,7 @@ def test_improvement_holds_the_truth(seeds: int) -> None:
     held = 0
     for _ in range(1000):
         one, other = make(rng, seeds, 30)
-        result = improvement(per_image(one), per_image(other))
+        result = improved(per_image(one), per_image(other))
         held += result.low <= 0.5 <= result.high
     assert held / 1000 >= 0.94 - margin(0.94, 1000)
 

@@ -1,9 +1,10 @@
-"""The command `denseloss`: one function per verb.
+"""The command `denseloss`: one verb, and the class of settings that says what it takes.
 
 Whatever is slow, or comes with an extra, is imported inside the verbs.
 """
 
 import contextlib
+import dataclasses
 import functools
 import importlib.util
 import inspect
@@ -15,12 +16,13 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
 
 if TYPE_CHECKING:
     from rich.console import Console
 
     from denseloss.compare.run import CompareResult
+    from denseloss.tasks import Task
     from denseloss.train.run import TrainResult
 
 _EXTRA = 'pip install "denseloss[train]"'
@@ -28,8 +30,7 @@ _FAULT = 1
 _BAD_INPUT = 2
 _CTRL_C = 130
 
-Task = Literal["auto", "binary", "multiclass"]
-Verb = Callable[..., int]
+Call = Callable[[], int]
 
 
 def main(args: Sequence[str] | None = None) -> int:
@@ -64,239 +65,76 @@ def main(args: Sequence[str] | None = None) -> int:
         return _complain("stopped", code=_CTRL_C)
 
 
-def train(
-    data: str = "synthetic:blobs",
-    /,
-    *,
-    loss: str = "cross_entropy + dice",
-    out: Path | None = None,
-    seed: int = 0,
-    steps: int | None = None,
-    epochs: int | None = None,
-    minutes: float | None = None,
-    size: int | None = None,
-    batch_size: int = 8,
-    accumulate: int = 1,
-    lr: float | None = None,
-    weight_decay: float = 1e-4,
-    model: str = "dynunet",
-    deep_supervision: bool = False,
-    task: Task = "auto",
-    classes: str | None = None,
-    ignore_index: int | None = None,
-    val_share: float = 0.2,
-    test_share: float = 0.0,
-    split_seed: int | None = None,
-    val_every: int | None = None,
-    patience: int | None = None,
-    workers: int | None = None,
-    threads: int | None = None,
-    precision: Literal["auto", "bf16-mixed", "16-mixed", "32-true"] = "auto",
-    accelerator: Literal["auto", "cpu", "cuda", "mps"] = "auto",
-    devices: str = "1",
-    logger: Literal["none", "tensorboard", "wandb", "mlflow"] = "none",
-) -> int:
-    """Train a segmentation network on a folder of images and masks with the loss you name.
-
-    A run that was interrupted goes on when the same command is given again.
-
-    Args:
-        data: Folder of images and masks, Pascal VOC folder, or synthetic:NAME.
-        loss: Weighted sum of losses, such as "dice + 0.5*focal(gamma=2)". `denseloss ls` lists
-            them.
-        out: Run folder; by default runs/DATA-LOSS-SEED.
-        seed: Decides weights, order, augmentation, and the split where the folder has none.
-        steps: How many steps to train; by default 500.
-        epochs: How many passes over the training images instead.
-        minutes: How many minutes instead; the steps are planned by timing a few.
-        size: Side of the training squares in pixels; by default up to 192, as the images allow.
-        batch_size: Images per step and device.
-        accumulate: In how many parts a batch goes through the network, for batches that do not
-            fit. The gradient is that of the whole batch; batch normalisation sees the parts.
-        lr: Highest learning rate of AdamW; by default 0.005 for dynunet, 0.002 for smp.
-        weight_decay: Weight decay of AdamW.
-        model: dynunet, or smp:ARCH:ENCODER (segmentation-models-pytorch).
-        deep_supervision: Let dynunet predict at smaller sizes, too, while it trains.
-        task: What the masks mean; auto looks.
-        classes: How many classes there are, or their names with commas, background first.
-        ignore_index: Mask value of the pixels that do not count.
-        val_share: Share of the images to validate on where the folder has no split.
-        test_share: Share of the images to hold out where the folder has no test split.
-        split_seed: Decides the split where the folder has none; by default the seed does.
-        val_every: Steps between validations; by default about 20 validations in all.
-        patience: Stop after this many validations without a better Dice.
-        workers: Processes that load images; by default as many as there are cores to spare.
-        threads: Threads of torch; by default 1 on a CPU, which is the fastest for small networks.
-        precision: Of the network; losses are always computed in float32.
-        accelerator: What to train on.
-        devices: How many devices, or which (0,3).
-        logger: A logger besides metrics.csv.
-    """
-    from denseloss.train import TrainSettings, is_first_process
+def train(settings: Any) -> int:
+    """Train one network."""
+    from denseloss.train import is_first_process
     from denseloss.train import train as run
 
     console = _console()
-    settings = TrainSettings(
-        data=data,
-        loss=loss,
-        out=out,
-        seed=seed,
-        steps=steps,
-        epochs=epochs,
-        minutes=minutes,
-        size=size,
-        batch_size=batch_size,
-        accumulate=accumulate,
-        lr=lr,
-        weight_decay=weight_decay,
-        model=model,
-        deep_supervision=deep_supervision,
-        task=None if task == "auto" else task,
-        classes=_classes(classes),
-        ignore_index=ignore_index,
-        val_share=val_share,
-        test_share=test_share,
-        split_seed=split_seed,
-        val_every=val_every,
-        patience=patience,
-        workers=workers,
-        threads=threads,
-        precision=precision,
-        accelerator=accelerator,
-        devices=devices,
-        logger=logger,
-    )
     with _errors_told():
         result = run(settings, console=console)
     if is_first_process():
-        _report(result, data, console)
+        _report(result, settings.data, console)
     return 0
 
 
-def compare(
-    data: str = "synthetic:blobs",
-    /,
-    *,
-    loss: tuple[str, ...] = (),
-    out: Path | None = None,
-    seeds: int = 5,
-    lr: int = 3,
-    lr_seeds: int = 1,
-    base_lr: float | None = None,
-    steps: int | None = None,
-    epochs: int | None = None,
-    budget: str | None = None,
-    metric: str = "dice",
-    pooled: bool = False,
-    effect: float | None = None,
-    level: float = 0.95,
-    engine: Literal["local", "ray"] = "local",
-    jobs: int | None = None,
-    address: str | None = None,
-    retry: bool = False,
-    size: int | None = None,
-    batch_size: int = 8,
-    weight_decay: float = 1e-4,
-    model: str = "dynunet",
-    deep_supervision: bool = False,
-    task: Task = "auto",
-    classes: str | None = None,
-    ignore_index: int | None = None,
-    val_share: float = 0.2,
-    test_share: float = 0.2,
-    split_seed: int = 0,
-    val_every: int | None = None,
-    workers: int = 0,
-    precision: Literal["auto", "bf16-mixed", "16-mixed", "32-true"] = "auto",
-    accelerator: Literal["auto", "cpu", "cuda", "mps"] = "auto",
-) -> int:
-    """Train with several losses, several seeds each, and report which one suits the data.
-
-    Every trial is a run of `denseloss train` in a folder of its own. A comparison that was
-    interrupted goes on when the same command is given again; losses, seeds and learning rates can
-    be added to one that is finished.
-
-    Args:
-        data: Folder of images and masks, Pascal VOC folder, or synthetic:NAME.
-        loss: Weighted sum of losses; give it several times, the baseline first. auto proposes
-            losses for the data, each with its reason.
-        out: The comparison's folder; by default runs/compare-DATA.
-        seeds: Networks to train with each loss.
-        lr: How many learning rates every loss tries, the default in the middle; the best on
-            validation is taken.
-        lr_seeds: On how many of the seeds they are tried.
-        base_lr: The learning rate in the middle; by default 0.005 for dynunet, 0.002 for smp.
-        steps: Steps of each trial; by default 500.
-        epochs: Passes over the training images instead.
-        budget: Time for all trials instead, such as 30m or 1h30m; the steps are planned by timing
-            a few.
-        metric: What the verdict is about: dice, iou, precision, recall, f2, boundary_f or hd95.
-        pooled: Judge all held-out pixels together, not image by image.
-        effect: The smallest difference that matters to you; by default 0.01, or 1 pixel.
-        level: Of the confidence intervals.
-        engine: Processes on this machine, or a Ray cluster.
-        jobs: Trials at a time; by default one per GPU, or one per core.
-        address: Of the Ray cluster; without it Ray starts on this machine.
-        retry: Run trials again whose loss became NaN or infinite.
-        size: Side of the training squares in pixels; by default up to 192, as the images allow.
-        batch_size: Images per step.
-        weight_decay: Weight decay of AdamW.
-        model: dynunet, or smp:ARCH:ENCODER (segmentation-models-pytorch).
-        deep_supervision: Let dynunet predict at smaller sizes, too, while it trains.
-        task: What the masks mean; auto looks.
-        classes: How many classes there are, or their names with commas, background first.
-        ignore_index: Mask value of the pixels that do not count.
-        val_share: Share of the images to validate on where the folder has no split.
-        test_share: Share of the images to hold out where the folder has no test split.
-        split_seed: Decides the split where the folder has none.
-        val_every: Steps between validations; by default about 20 validations in all.
-        workers: Processes that load images, for each trial.
-        precision: Of the network; losses are always computed in float32.
-        accelerator: What to train on.
-    """
-    from denseloss.compare import CompareSettings
+def compare(settings: Any) -> int:
+    """Train with several losses and report which one suits the data."""
     from denseloss.compare import compare as run
-    from denseloss.compare.settings import seconds
 
     console = _console()
     with _errors_told():
-        settings = CompareSettings(
-            data=data,
-            losses=loss,
-            out=out,
-            seeds=seeds,
-            lr=lr,
-            lr_seeds=lr_seeds,
-            base_lr=base_lr,
-            steps=steps,
-            epochs=epochs,
-            budget=None if budget is None else seconds(budget),
-            metric=metric,
-            pooled=pooled,
-            effect=effect,
-            level=level,
-            engine=engine,
-            jobs=jobs,
-            address=address,
-            retry=retry,
-            size=size,
-            batch_size=batch_size,
-            weight_decay=weight_decay,
-            model=model,
-            deep_supervision=deep_supervision,
-            task=None if task == "auto" else task,
-            classes=_classes(classes),
-            ignore_index=ignore_index,
-            val_share=val_share,
-            test_share=test_share,
-            split_seed=split_seed,
-            val_every=val_every,
-            workers=workers,
-            precision=precision,
-            accelerator=accelerator,
-        )
         result = run(settings, console=console)
     _say_verdict(result, console)
+    return 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class CheckSettings:
+    """Look at every file of a data folder, say what is in it and what is wrong with it.
+
+    Attributes:
+        data: A folder of images and masks, a Pascal VOC folder, or synthetic:NAME.
+        task: What the data is for: a task of denseloss, or file.py:Name of your own; auto looks.
+        out: Where to draw some images with their truth.
+        options: The task's own options.
+    """
+
+    data: str = "synthetic:blobs"
+    task: str = "auto"
+    out: Path = Path("check.png")
+    options: Any = None
+
+
+def check(settings: CheckSettings) -> int:
+    """Look at data."""
+    from rich.progress import track
+
+    from denseloss.tasks import find, named
+
+    console, data = _console(), settings.data
+    with _errors_told():
+        task = find(data) if settings.task == "auto" else named(settings.task)
+        report = task.check(
+            data,
+            task.settings() if settings.options is None else settings.options,
+            progress=lambda items: (
+                track(items, "looking at the data", console=console, transient=True)
+                if console.is_terminal
+                else items
+            ),
+        )
+        for line in report.lines():
+            _say(console, line)
+        picture = None if report.data is None else report.draw(settings.out)
+        if picture is not None:
+            _say(console, f"picture: {picture}")
+    if not report.ok:
+        count = len(report.problems)
+        what = "1 problem" if count == 1 else f"{count} problems"
+        return _complain(f"{data}: {what}, listed above; training needs them mended")
+    loss = task.defaults.loss
+    _say(console, f'next: denseloss train {shlex.quote(data)} --loss "{loss}"')
     return 0
 
 
@@ -311,55 +149,6 @@ def report(runs: Path, /) -> int:
     with _errors_told():
         result = make_report(runs)
     _say_verdict(result, _console())
-    return 0
-
-
-def check(
-    data: str = "synthetic:blobs",
-    /,
-    *,
-    out: Path = Path("check.png"),
-    task: Task = "auto",
-    classes: str | None = None,
-    ignore_index: int | None = None,
-) -> int:
-    """Look at every file of a data folder, say what is in it and what is wrong with it.
-
-    Args:
-        data: Folder of images and masks, Pascal VOC folder, or synthetic:NAME.
-        out: Where to draw eight images with their masks.
-        task: What the masks mean; auto looks.
-        classes: How many classes there are, or their names with commas, background first.
-        ignore_index: Mask value of the pixels that do not count.
-    """
-    from rich.progress import track
-
-    from denseloss.data import DataError, check_data
-
-    console = _console()
-    try:
-        report = check_data(
-            data,
-            task=None if task == "auto" else task,
-            classes=_classes(classes),
-            ignore_index=ignore_index,
-            progress=lambda items: (
-                track(items, "looking at the data", console=console, transient=True)
-                if console.is_terminal
-                else items
-            ),
-        )
-        for line in report.lines():
-            _say(console, line)
-        if report.data is not None:
-            _say(console, f"picture: {report.draw(out)}")
-    except DataError as error:
-        return _complain(str(error))
-    if not report.ok:
-        count = len(report.problems)
-        what = "1 problem" if count == 1 else f"{count} problems"
-        return _complain(f"{data}: {what}, listed above; training needs them mended")
-    _say(console, f'next: denseloss train {shlex.quote(data)} --loss "cross_entropy + dice"')
     return 0
 
 
@@ -437,24 +226,22 @@ def _plain(words: Sequence[str]) -> Callable[[], int] | None:
     return None
 
 
-def _parsed(words: Sequence[str]) -> Callable[[], int]:
+def _parsed(words: Sequence[str]) -> Call:
     """Return the call that the words ask for; what is wrong with them becomes one line."""
     import tyro
 
-    verbs: dict[str, Verb] = {
-        "train": train,
-        "compare": compare,
-        "report": report,
-        "check": check,
-        "ls": ls,
-        "show": show,
-        "doctor": doctor,
-    }
+    with_settings = ("train", "compare", "check")
+    verb = words[0]
+    with _errors_told():
+        task = _task_of(words[1:]) if verb in with_settings else None
+    verbs = {name: _of_settings(name, task) for name in with_settings}
+    verbs |= {f.__name__: _deferred(f) for f in (report, ls, show, doctor)}
+    order = ("train", "compare", "report", "check", "ls", "show", "doctor")
     complaint = io.StringIO()
     try:
         with contextlib.redirect_stderr(complaint):
-            call: Callable[[], int] = tyro.extras.subcommand_cli_from_dict(
-                {name: _deferred(verb) for name, verb in verbs.items()},
+            call: Call = tyro.extras.subcommand_cli_from_dict(
+                {name: verbs[name] for name in order},
                 args=words,
                 prog="denseloss",
                 description="Losses for dense prediction, trained and compared on your own images.",
@@ -469,29 +256,112 @@ def _parsed(words: Sequence[str]) -> Callable[[], int]:
             return call
     except SystemExit as stop:
         if complaint.getvalue():
-            verb = f" {words[0]}" if words[0] in verbs else ""
             line = _one_line(complaint.getvalue())
-            raise SystemExit(_complain(f"{line}; see denseloss{verb} --help")) from None
+            raise SystemExit(
+                _complain(f"{line}; see denseloss{f' {verb}' if verb in verbs else ''} --help")
+            ) from None
         raise stop
 
 
-def _deferred(verb: Verb) -> Callable[..., Callable[[], int]]:
-    """Parse the words as for a verb, but do not run it yet."""
+def _task_of(words: Sequence[str]) -> "Task":
+    """Return the task whose options the command takes: as --task names it, or as DATA looks."""
+    from denseloss.data.errors import InputError
+    from denseloss.tasks import DEFAULT, find, named
+
+    asked = [
+        word.partition("=")[2] if "=" in word else words[i + 1] if i + 1 < len(words) else ""
+        for i, word in enumerate(words)
+        if word == "--task" or word.startswith("--task=")
+    ]
+    if asked and asked[-1] in ("binary", "multiclass"):
+        raise InputError(f"--task {asked[-1]}: what the masks mean is said by --mode {asked[-1]}")
+    if asked and asked[-1] not in ("", "auto"):
+        return named(asked[-1])
+    # DATA is the first word that belongs to no option; which ones take a value, the parser knows
+    # only after the task. A value that is taken for DATA looks like no other task's data.
+    found = (find(word) for word in words if not word.startswith("-"))
+    return next((task for task in found if task.name != DEFAULT), None) or named(DEFAULT)
+
+
+def _of_settings(verb: str, task: "Task | None") -> Callable[..., Call]:
+    """Return a function of all options of a verb and of the task, which returns the call."""
+    if verb == "check":
+        settings: type = CheckSettings
+        run: Callable[[Any], int] = check
+    elif verb == "train":
+        from denseloss.train.settings import TrainSettings
+
+        settings, run = TrainSettings, train
+    else:
+        from denseloss.compare.settings import CompareSettings
+
+        settings, run = CompareSettings, compare
+    own = () if task is None else dataclasses.fields(task.settings)
+
+    def parse(**values: Any) -> Call:
+        options = {field.name: values.pop(field.name) for field in own}
+        values["options"] = None if task is None else task.settings(**options)
+        return functools.partial(run, settings(**values))
+
+    fields = [f for f in _options(settings) if f.name not in ("options", *(o.name for o in own))]
+    if task is not None:
+        fields += _options(task.settings)
+    # Positional first, as Python wants it.
+    parse.__signature__ = inspect.Signature(fields)  # type: ignore[attr-defined]
+    parse.__annotations__ = {field.name: field.annotation for field in fields}
+    parse.__name__, parse.__doc__ = verb, (settings.__doc__ or "").partition("\n    Attributes:")[0]
+    return parse
+
+
+def _options(settings: type) -> list[inspect.Parameter]:
+    """Return the options that a class of settings stands for, with their help."""
     import tyro
 
-    def parse(*args: object, **options: object) -> Callable[[], int]:
+    hints, helps = get_type_hints(settings), _helps(settings)
+    found = []
+    # What the class itself has comes before what it shares with others.
+    own = list(settings.__annotations__)
+    for field in sorted(dataclasses.fields(settings), key=lambda f: f.name not in own):
+        # What None stands for is said in the help text; "(default: None)" would only puzzle.
+        said = "" if field.default is None else None
+        hint: Any = hints[field.name]
+        hint = Annotated[hint, tyro.conf.arg(help=helps.get(field.name), help_behavior_hint=said)]
+        if field.name == "data":
+            positional: Any = tyro.conf.Positional
+            hint = positional[hint]
+        found.append(
+            inspect.Parameter(
+                field.name,
+                inspect.Parameter.KEYWORD_ONLY,
+                default=field.default,
+                annotation=hint,
+            )
+        )
+    return found
+
+
+def _helps(settings: type) -> dict[str, str]:
+    """Return what the docstrings of a class and of those that it extends say of each attribute."""
+    found: dict[str, str] = {}
+    for base in reversed(settings.__mro__):
+        text = inspect.cleandoc(base.__doc__ or "").partition("Attributes:\n")[2]
+        parts = re.split(r"^    (\w+): ", text, flags=re.MULTILINE)
+        found |= {
+            name: " ".join(said.split())
+            for name, said in zip(parts[1::2], parts[2::2], strict=True)
+        }
+    return found
+
+
+def _deferred(verb: Callable[..., int]) -> Callable[..., Call]:
+    """Parse the words as for a verb, but do not run it yet."""
+
+    def parse(*args: object, **options: object) -> Call:
         return functools.partial(verb, *args, **options)
 
-    # What None stands for is said in the help text; "(default: None)" would only puzzle.
-    silent = tyro.conf.arg(help_behavior_hint="")
     signature = inspect.signature(verb, eval_str=True)
-    hints = {
-        name: Annotated[p.annotation, silent] if p.default is None else p.annotation
-        for name, p in signature.parameters.items()
-    }
-    parameters = [p.replace(annotation=hints[name]) for name, p in signature.parameters.items()]
-    parse.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]
-    parse.__annotations__ = hints
+    parse.__signature__ = signature  # type: ignore[attr-defined]
+    parse.__annotations__ = {name: p.annotation for name, p in signature.parameters.items()}
     parse.__name__, parse.__doc__ = verb.__name__, verb.__doc__
     return parse
 
@@ -523,7 +393,7 @@ class _Entry:
     source: str
 
 
-_TASKS = {
+_TARGETS = {
     "ClassMap": "segmentation, exclusive classes",
     "Masks": "segmentation, independent masks",
     "Quality": "detection, scores",
@@ -550,9 +420,9 @@ def _entries() -> list[_Entry]:
         *_, target = [kind.name for kind in kinds(function).values()][:2]
         source = text.partition("\nSource:\n")[2].partition("\n\n")[0]
         line = text.partition("\n\n")[0].rstrip(".")
-        entry = _Entry(name, _TASKS.get(target, target), _joined(line), _joined(source))
+        entry = _Entry(name, _TARGETS.get(target, target), _joined(line), _joined(source))
         found.append(entry)
-    order = list(_TASKS.values())
+    order = list(_TARGETS.values())
     return sorted(found, key=lambda e: (order.index(e.task) if e.task in order else 99, e.name))
 
 
@@ -601,8 +471,8 @@ def _complain(message: str, *, code: int = _BAD_INPUT) -> int:
 def _errors_told() -> Iterator[None]:
     """End the command with one line for what is the user's to mend, and for an interruption."""
     from denseloss.compose import ParseError
-    from denseloss.data import DataError
-    from denseloss.train import InputError, InterruptedRunError
+    from denseloss.data.errors import DataError, InputError
+    from denseloss.train.errors import InterruptedRunError
 
     try:
         yield
@@ -610,12 +480,6 @@ def _errors_told() -> Iterator[None]:
         raise SystemExit(_complain(str(error))) from None
     except InterruptedRunError as stop:
         raise SystemExit(_complain(str(stop), code=stop.exit_code)) from None
-
-
-def _classes(text: str | None) -> int | tuple[str, ...] | None:
-    if text is None:
-        return None
-    return int(text) if text.isdecimal() else tuple(part.strip() for part in text.split(","))
 
 
 def _say_verdict(result: "CompareResult", console: "Console") -> None:
@@ -661,26 +525,28 @@ def _report(result: "TrainResult", data: str, console: "Console") -> None:
     from rich.table import Table
 
     summary = result.summary
-    best = summary["best"]
+    best, name = summary["best"], summary["score"]["name"]
     splits = {"validation": best} | ({"test": summary["test"]} if summary["test"] else {})
-    table = Table("", *(f"{split} {s}" for split in splits for s in ("Dice", "IoU")), box=None)
-    rows = {f"{name}": f"/{name}" for name in summary["class_names"]}
-    if summary["task"] == "multiclass":
-        rows["mean"] = ""
-    for label, key in rows.items():
-        keys = (f"dice{key}", f"iou{key}") if key else ("mean_dice", "mean_iou")
-        scores = [row[k] for row in splits.values() for k in keys]
-        table.add_row(label, *("absent" if v != v else f"{v:.4f}" for v in scores))
-    seconds = summary["seconds"]
+    by_part = [key for key in best if "/" in key and not key.startswith("loss/")]
+    kinds = list(dict.fromkeys(key.partition("/")[0] for key in by_part))
+    parts = list(dict.fromkeys(key.partition("/")[2] for key in by_part))
+    rows = {part: [f"{kind}/{part}" for kind in kinds] for part in parts}
+    if len(parts) != 2:  # of two classes the score is that of the foreground
+        rows["mean" if parts else name] = ["score", *kinds[1:]]
+    heads = [name, *(kind.upper() if len(kind) == 3 else kind for kind in kinds[1:])]
+    table = Table("", *(f"{split} {head}" for split in splits for head in heads), box=None)
+    for label, keys in rows.items():
+        scores = [row[key] for row in splits.values() for key in keys]
+        table.add_row(label, *("absent" if v is None or v != v else f"{v:.4f}" for v in scores))
     console.print()
     _say(
         console,
         f"best: step {best['step']} (epoch {best['epoch']}) of {summary['steps']}; "
-        f"{seconds / 60:.1f} minutes of training",
+        f"{summary['seconds'] / 60:.1f} minutes of training",
     )
     console.print(table, highlight=False, markup=False)
     _say(console, f"files in {result.folder}:")
-    for name, what in (
+    for file, what in (
         ("samples.png", "image, truth, prediction and error of some validation images"),
         ("curves.png", "loss and scores over the steps"),
         ("metrics.csv", "the same as numbers, a row per validation"),
@@ -688,12 +554,14 @@ def _report(result: "TrainResult", data: str, console: "Console") -> None:
         ("best.ckpt, last.ckpt", "weights of the best and of the last validation"),
         ("config.toml", "all settings of this run"),
     ):
-        _say(console, f"  {name:<21} {what}")
-    other = "focal" if summary["loss"] != "focal" else "dice"
-    _say(
-        console,
-        f"next: the same with another loss: denseloss train {shlex.quote(data)} --loss {other}",
-    )
+        if "," in file or (result.folder / file).exists():
+            _say(console, f"  {file:<21} {what}")
+    if summary["task"] == "segmentation":
+        other = "focal" if summary["loss"] != "focal" else "dice"
+        _say(
+            console,
+            f"next: the same with another loss: denseloss train {shlex.quote(data)} --loss {other}",
+        )
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
-"""Hard scores, on the same sums as the losses: a score never changes because a loss does."""
+"""Hard scores: on the same sums as the losses, and of counts of pixels or objects."""
 
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -27,9 +27,20 @@ from denseloss.primitives.reduce import reduce
 from denseloss.primitives.sigmoid import sigmoid_overlap
 from denseloss.primitives.softmax import softmax_overlap
 
+# `overlap_score` takes counts, not logits: it is no function of the catalogue.
 __all__ = ["BinaryFScore", "FScore", "binary_f_score", "f_score"]
 
 Decision = Literal["argmax"]
+OverlapKind = Literal["f1", "f2", "iou", "precision", "recall"]
+
+# a, b, c of a TP / (a TP + b FP + c FN)
+_OVERLAPS: dict[str, tuple[int, int, int]] = {
+    "f1": (2, 1, 1),
+    "f2": (5, 1, 4),
+    "iou": (1, 1, 1),
+    "precision": (1, 1, 0),
+    "recall": (1, 0, 1),
+}
 
 
 @checked
@@ -144,6 +155,49 @@ def binary_f_score(
     sums = sigmoid_overlap(logits, target, weight, ignore_index, pool=pool, threshold=threshold)
     values = sums.similarity(a=1 + beta**2, b=0, c=1, d=beta**2, s=smooth)
     return _mean_of_scores(values, sums, reduction, absent, class_weight)
+
+
+def overlap_score(tp: Any, fp: Any, fn: Any, *, kind: OverlapKind) -> Any:
+    r"""Score of counts of right, false and missed elements, such as pixels, boxes or objects.
+
+    f1 = 2 TP / (2 TP + FP + FN), also called Dice;  f2 = 5 TP / (5 TP + 4 FN + FP)
+    iou = TP / (TP + FP + FN);  precision = TP / (TP + FP);  recall = TP / (TP + FN)
+
+    Use it where elements have been counted, over images or ranks: the counts add up, scores do not.
+
+    Args:
+        tp: true positives, of any shape: tensors, or arrays of numpy.
+        fp: false positives.
+        fn: false negatives.
+        kind: ``"f1"``, ``"f2"``, ``"iou"``, ``"precision"`` or ``"recall"``.
+
+    Returns:
+        The scores, elementwise, as tensor or array. NaN where all three are 0: there is nothing to
+        score. 0 where nothing is right, also where nothing was predicted (precision) or nothing is
+        there (recall).
+
+    Raises:
+        ValueError: another word.
+
+    Source:
+        van Rijsbergen, *Information Retrieval*, 2nd ed., 1979, chapter 7.
+
+    Example:
+        >>> counts = torch.tensor([6, 0]), torch.tensor([2, 0]), torch.tensor([2, 0])
+        >>> overlap_score(*counts, kind="f1")
+        tensor([0.7500,    nan], dtype=torch.float64)
+    """
+    if kind not in _OVERLAPS:
+        raise ValueError(f"overlap_score: kind must be one of {', '.join(_OVERLAPS)}, got {kind!r}")
+    a, b, c = _OVERLAPS[kind]
+    of_numpy = not any(isinstance(one, Tensor) for one in (tp, fp, fn))
+    # A copy of an array: torch has no negative strides.
+    found = [torch.as_tensor(one if isinstance(one, Tensor) else one + 0) for one in (tp, fp, fn)]
+    tp, fp, fn = (one if one.is_floating_point() else one.double() for one in found)
+    whole = a * tp + b * fp + c * fn
+    # The denominator is 0 only where nothing is right.
+    value = torch.where(tp + fp + fn == 0, torch.nan, a * tp / torch.where(whole == 0, 1, whole))
+    return value.numpy() if of_numpy else value
 
 
 def _mean_of_scores(

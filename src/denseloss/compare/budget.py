@@ -1,13 +1,13 @@
-"""A time for all trials becomes a number of steps: a plan in steps can be repeated."""
+"""How many steps each trial can have in a given time."""
 
 import bisect
 import math
 from collections.abc import Sequence
-from dataclasses import replace
 
 from denseloss.compare.worker import Times
-from denseloss.train import InputError
-from denseloss.train.settings import TrainSettings, with_validations
+from denseloss.data.errors import InputError
+from denseloss.report.numbers import duration
+from denseloss.train.plan import TrainPlan
 
 _MIN_STEPS = 20
 _MOST_STEPS = 10_000_000
@@ -19,7 +19,7 @@ def steps_within(
     *,
     trials: int,
     slots: int,
-    settings: TrainSettings,
+    plan: TrainPlan,
     images: int,
 ) -> int:
     """Return how many steps each trial can have.
@@ -29,7 +29,7 @@ def steps_within(
         times: Of some trials; the slowest counts.
         trials: How many there are.
         slots: How many run at a time.
-        settings: Of a trial: how often it validates depends on its steps.
+        plan: Of a trial: how often it validates depends on its steps.
         images: To train on.
 
     Raises:
@@ -41,22 +41,14 @@ def steps_within(
     waves = max(1, math.ceil(trials / slots))
 
     def seconds(steps: int) -> float:
-        every = with_validations(replace(settings, steps=steps), images=images).val_every
-        validations = math.ceil(steps / (every or steps))
+        validations = math.ceil(steps / plan.with_steps(steps, images=images).val_every)
         return waves * (rest + steps * step + validations * validation)
 
     if seconds(_MIN_STEPS) > budget:
         raise InputError(
             f"--budget: {trials} trials of {_MIN_STEPS} steps need about "
-            f"{_words(seconds(_MIN_STEPS))} here, {slots} at a time; give more time, fewer "
+            f"{duration(seconds(_MIN_STEPS))} here, {slots} at a time; give more time, fewer "
             "--seeds or losses, or --lr 1"
         )
     longer = bisect.bisect_right(range(_MIN_STEPS, _MOST_STEPS), budget, key=seconds)
     return _MIN_STEPS + longer - 1
-
-
-def _words(seconds: float) -> str:
-    minutes = seconds / 60
-    return (
-        f"{minutes / 60:.1f} hours" if minutes >= 100 else f"{max(1, math.ceil(minutes))} minutes"
-    )

@@ -10,7 +10,9 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from denseloss.compare.trials import Failed, Plan, Trial, TrialFolder
+from denseloss.compare.plan import Trial
+from denseloss.compare.trials import Failed, Progress, TrialFolder
+from denseloss.report.numbers import duration
 
 _REDRAW_SECONDS = 1.0
 _WIDTH = 30
@@ -21,17 +23,17 @@ class Display:
 
     Args:
         console: Where to.
-        plan: What there is to run.
+        progress: What there is to run.
         root: The comparison's folder.
-        steps: Of each trial.
         slots: How many run at a time.
     """
 
-    def __init__(self, console: Console, plan: Plan, *, root: Path, steps: int, slots: int) -> None:
+    def __init__(self, console: Console, progress: Progress, *, root: Path, slots: int) -> None:
         self.console = console
-        self.plan = plan
+        self.progress = progress
         self.root = root
-        self.steps = steps
+        self.steps = progress.plan.common.steps
+        self.score_name = progress.plan.task.metrics[0].name
         self.slots = slots
         self.started: dict[Trial, float] = {}
         self.seconds: list[float] = []
@@ -55,7 +57,7 @@ class Display:
     def end(self, trial: Trial, failed: Failed | None) -> None:
         """Tell how a trial ended, with a line that stays."""
         seconds = time.monotonic() - self.started.pop(trial)
-        done, total = self.plan.done, self.plan.total
+        done, total = self.progress.done, self.progress.total
         head = (
             f"[{done:{len(str(total))}}/{total}] {trial.loss}  seed {trial.seed}  lr {trial.lr:g}"
         )
@@ -63,8 +65,8 @@ class Display:
             self.seconds.append(seconds)
             left = self.left()
             tail = f"  about {duration(left)} left" if left and done < total else ""
-            score = self.plan.scores[trial]
-            line = f"{head}  val Dice {score:.4f}  {duration(seconds)}{tail}"
+            score = self.progress.scores[trial]
+            line = f"{head}  val {self.score_name} {score:.4f}  {duration(seconds)}{tail}"
         else:
             line = f"{head}  FAILED: {failed.error}"
         self.console.print(line, highlight=False, markup=False, soft_wrap=True)
@@ -88,7 +90,7 @@ class Display:
             if not speeds:
                 return None
             each = sum(speeds) / len(speeds)
-        open_trials = self.plan.total - self.plan.done - len(self.started)
+        open_trials = self.progress.total - self.progress.done - len(self.started)
         running = [max(0.0, each - (now - begun)) for begun in self.started.values()]
         return (open_trials * each + sum(running)) / max(1, self.slots)
 
@@ -96,55 +98,50 @@ class Display:
         return min(1.0, TrialFolder(self.root, trial).latest().get("step", 0) / self.steps)
 
     def _table(self) -> RenderableType:
-        losses = Table("loss", "learning rates", "seeds", "val Dice", box=None, pad_edge=False)
-        for loss in self.plan.losses:
+        losses = Table(
+            "loss", "learning rates", "seeds", f"val {self.score_name}", box=None, pad_edge=False
+        )
+        for loss in self.progress.plan.losses:
             losses.add_row(_shortened(loss, 44), *self._loss_cells(loss))
-        running = Table("running", "", "", "step", "", "val Dice", "", box=None, pad_edge=False)
+        running = Table(
+            "running", "", "", "step", "", f"val {self.score_name}", "", box=None, pad_edge=False
+        )
         for trial, begun in sorted(self.started.items(), key=lambda item: item[1]):
             running.add_row(*self._running_cells(trial, begun))
-        done, total = self.plan.done, self.plan.total
+        done, total = self.progress.done, self.progress.total
         left = self.left()
         about = f", about {duration(left)} left" if left is not None else ""
         foot = Text(f"{done} of {total} trials{about}; Ctrl-C stops, the same command goes on")
         return Group(losses, "", running, "", foot)
 
     def _loss_cells(self, loss: str) -> tuple[str, ...]:
-        states = self.plan.states
-        search, rest = list(self.plan.search(loss)), list(self.plan.rest(loss))
+        states = self.progress.states
+        search, rest = list(self.progress.search(loss)), list(self.progress.rest(loss))
         tried = sum(states.get(t, "new") != "new" for t in search)
-        chosen = self.plan.chosen(loss)
+        chosen = self.progress.chosen(loss)
         rate = f"{tried} of {len(search)} tried" if chosen is None else f"{chosen:g}"
         own = [t for t in (*search, *rest) if t.lr == chosen] if chosen is not None else []
         marks = {"finished": "●", "failed": "✗", "new": "○"}
         seeds = (
             "".join("◐" if t in self.started else marks[states.get(t, "new")] for t in own)
-            or "○" * self.plan.seeds
+            or "○" * self.progress.plan.seeds
         )
-        scores = [s for t, s in self.plan.scores.items() if t.loss == loss and t.lr == chosen]
+        scores = [s for t, s in self.progress.scores.items() if t.loss == loss and t.lr == chosen]
         mean = f"{sum(scores) / len(scores):.4f}" if scores else ""
         return rate, seeds, mean
 
     def _running_cells(self, trial: Trial, begun: float) -> tuple[RenderableType, ...]:
         row = TrialFolder(self.root, trial).latest()
-        step, dice = int(row.get("step", 0)), row.get("mean_dice", math.nan)
+        step, score = int(row.get("step", 0)), row.get("score", math.nan)
         return (
             _shortened(trial.loss, 34),
             f"seed {trial.seed}",
             f"lr {trial.lr:g}",
             f"{step}/{self.steps}",
             ProgressBar(total=self.steps, completed=step, width=_WIDTH // 2),
-            f"{dice:.4f}" if dice == dice else "",
+            f"{score:.4f}" if score == score else "",
             duration(time.monotonic() - begun),
         )
-
-
-def duration(seconds: float) -> str:
-    """Return a time in words that fit into a line."""
-    if seconds < 100:
-        return f"{seconds:.0f} s"
-    if seconds < 100 * 60:
-        return f"{seconds / 60:.0f} min"
-    return f"{seconds / 3600:.1f} h"
 
 
 def _shortened(text: str, width: int) -> str:

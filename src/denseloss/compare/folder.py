@@ -1,6 +1,8 @@
 """The folder of a comparison: its settings, its lock, its trials and its results."""
 
 import contextlib
+import hashlib
+import pickle
 import tomllib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -8,10 +10,13 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from denseloss.train import InputError
-from denseloss.train.folder import difference, to_toml, write_whole
+from denseloss.compare.plan import ComparePlan
+from denseloss.data.errors import InputError
+from denseloss.data.files import write_whole, writing_whole
+from denseloss.tasks import Data
+from denseloss.train.folder import difference, refuse_other_formats, to_toml
 
-_DATA = ("task", "class_names", "train", "val", "test", "split")
+_DATA = ("classes", "train", "val", "test", "split")
 
 
 class ComparisonFolder:
@@ -26,8 +31,7 @@ class ComparisonFolder:
         self.config_file = path / "compare.toml"
         self.trials = path / "trials"
         self.costs_file = path / "costs.json"
-        self.looks_file = path / "looks.npz"
-        self.images = path / "images"
+        self.data_file = path / "data.pickle"
         self.report_file = path / "report.html"
         self.table_file = path / "results.csv"
         self.lines_file = path / "results.jsonl"
@@ -43,16 +47,20 @@ class ComparisonFolder:
             raise InputError(f"{path}: is a file; choose another --out")
         if self.config_file.exists():
             try:
-                return tomllib.loads(self.config_file.read_text(encoding="utf-8"))
+                config = tomllib.loads(self.config_file.read_text(encoding="utf-8"))
             except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
                 raise InputError(
                     f"{self.config_file}: cannot be read ({error}); mend it, or choose another "
                     "--out; the trials beside it are untouched"
                 ) from None
-        lock = self._lock_file.name
+            refuse_other_formats(path, config)
+            return config
         # What a killed process was about to write is nobody's.
         if path.exists() and any(
-            file.name != lock and file.suffix != ".part" for file in path.iterdir()
+            file.name != self.data_file.name
+            and file.suffix != ".part"
+            and not file.name.startswith(".")
+            for file in path.iterdir()
         ):
             raise InputError(
                 f"{path}: is not empty and holds no comparison of denseloss; choose another --out"
@@ -76,6 +84,52 @@ class ComparisonFolder:
                     "to go on with that one, choose another --out, or remove the folder"
                 )
         self._writing(lambda: write_whole(self.config_file, to_toml(config)))
+
+    def plan(self, config: Mapping[str, Any]) -> ComparePlan:
+        """Return the plan that `compare.toml` holds.
+
+        Raises:
+            InputError: It holds none.
+        """
+        try:
+            return ComparePlan.from_tables(config)
+        except (KeyError, TypeError, IndexError) as error:
+            raise InputError(
+                f"{self.config_file}: is not what denseloss compare writes ({error}); mend it, or "
+                "choose another --out; the trials beside it are untouched"
+            ) from None
+
+    def write_data(self, data: Data) -> str:
+        """Keep the data as it was opened, for all trials, and return the digest of the file.
+
+        Raises:
+            InputError: The folder cannot be written.
+        """
+        content = pickle.dumps(data)
+
+        def write() -> None:
+            with writing_whole(self.data_file) as file:
+                file.write(content)
+
+        self._writing(write)
+        return hashlib.blake2b(content, digest_size=16).hexdigest()
+
+    def read_data(self, digest: str) -> Data:
+        """Return the data that was kept.
+
+        Raises:
+            InputError: It is not what was written: such a file is never unpickled.
+        """
+        try:
+            content = self.data_file.read_bytes()
+        except OSError as error:
+            raise InputError(f"{self.data_file}: cannot be read ({error.strerror})") from None
+        if hashlib.blake2b(content, digest_size=16).hexdigest() != digest:
+            raise InputError(
+                f"{self.data_file}: was changed; give the same denseloss compare again"
+            )
+        data: Data = pickle.loads(content)
+        return data
 
     @contextlib.contextmanager
     def locked(self) -> Iterator[None]:

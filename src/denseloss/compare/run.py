@@ -1,6 +1,5 @@
 """A whole comparison, from its settings to its report."""
 
-import hashlib
 import itertools
 import platform
 import shlex
@@ -11,65 +10,50 @@ import time
 import tomllib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 from types import FrameType
-from typing import Any, cast
+from typing import Any
 
-import torch
 from rich.console import Console
 
 from denseloss import compose
+from denseloss.compare.aggregate import aggregate, find
+from denseloss.compare.artifacts import make_artifacts
 from denseloss.compare.budget import steps_within
-from denseloss.compare.candidates import Candidate, candidates
-from denseloss.compare.display import Display, duration
-from denseloss.compare.doubts import doubts, seen
-from denseloss.compare.fingerprint import fingerprint
+from denseloss.compare.caveats import of_images
+from denseloss.compare.contents import contents
+from denseloss.compare.display import Display
+from denseloss.compare.export import write_tables
 from denseloss.compare.folder import ComparisonFolder
-from denseloss.compare.gather import find, gather
-from denseloss.compare.local import Engine, LocalEngine, visible_gpus
-from denseloss.compare.measure import METRICS, poolings, size_limits
-from denseloss.compare.report import write_report
+from denseloss.compare.local_engine import Engine, LocalEngine, visible_gpus
+from denseloss.compare.plan import ComparePlan, Trial, plan_of
 from denseloss.compare.results import Results
-from denseloss.compare.segmentation_sections import segmentation_sections
 from denseloss.compare.settings import (
     CompareSettings,
-    check,
+    check_compare,
+    check_metric,
     default_out,
+    seconds,
 )
-from denseloss.compare.showcase import show_images, show_looks, time_losses
-from denseloss.compare.tables import write_tables
-from denseloss.compare.trials import Failed, Plan, Trial, TrialFolder, planned
+from denseloss.compare.trials import Failed, Progress, TrialFolder, progress_of
 from denseloss.compare.worker import Job
-from denseloss.data import SegmentationData
-from denseloss.train import InputError, InterruptedRunError, TrainSettings, opened
-from denseloss.train.criterion import TaskCriterion
-from denseloss.train.folder import to_toml
-from denseloss.train.settings import accelerator_here, resolved, with_validations
+from denseloss.data.errors import InputError
+from denseloss.report import write_report
+from denseloss.report.numbers import duration
+from denseloss.tasks import Candidate, Data, Split, Task
+from denseloss.train.errors import InterruptedRunError
+from denseloss.train.folder import FORMAT, to_toml
+from denseloss.train.plan import TrainPlan, accelerator_here, default_size, options_of
+from denseloss.train.plan import plan_of as train_plan_of
+from denseloss.train.run import facts, opened, step_times, task_of
+from denseloss.train.settings import TrainSettings
 
 _AUTO = "auto"
 _TICK_SECONDS = 0.2
 _SHOWN_IMAGES = 100
-
-# What may differ when a comparison goes on: it changes which trials there are, where they run or
-# how they are judged, not what comes of them.
-_FREE = (
-    "losses",
-    "out",
-    "seeds",
-    "lr",
-    "budget",
-    "workers",
-    "metric",
-    "pooled",
-    "effect",
-    "level",
-    "engine",
-    "jobs",
-    "address",
-    "retry",
-)
+_EXAMPLE_SIDE = 32
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -104,48 +88,42 @@ def compare(settings: CompareSettings, *, console: Console | None = None) -> Com
         DataError: The data cannot be used.
         InterruptedRunError: It was stopped from outside; the same call goes on with it.
     """
-    check(settings, metrics=[metric.key for metric in METRICS])
-    if settings.pooled and "pooled" not in poolings(settings.metric):
-        raise InputError(f"--pooled: {settings.metric} is of single images; leave it out")
+    check_compare(settings)
+    settings = replace(settings, data=_absolute(settings.data))
+    task, task_name = task_of(settings)
+    check_metric(settings, [metric.key for metric in task.metrics])
+    metric = next(m for m in task.metrics if settings.metric in (None, m.key))
+    if settings.pooled and "pooled" not in metric.poolings:
+        raise InputError(f"--pooled: {metric.key} is of single images; leave it out")
     console = console or Console(quiet=True)
     say = _speaker(console)
     folder = ComparisonFolder(settings.out or default_out(settings))
     with folder.locked(), _stoppable(folder), _writable(folder):
         before = folder.config()
-        settings = replace(settings, data=_absolute(settings.data))
-        data = _open(settings, console)
-        validation, held_out = seen(data, data.val), seen(data, data.test)
-        if not held_out.images:
-            raise InputError(
-                f"{settings.data}: every held-out image is void everywhere, so that nothing can be "
-                "scored; label some of them, or choose another --split-seed"
-            )
-        proposed = _proposed(settings, data)
-        settings = replace(settings, losses=tuple(c.loss for c in proposed))
-        limits = size_limits(data)
-        settings = _kept(settings, before)
-        engine = _engine(settings, folder)
+        data = _open(settings, task, console)
+        candidates = _candidates(settings, task, data)
+        engine = _engine(settings, before, folder)
         try:
-            settings = _decided(settings, before, data, engine)
-            settings = _with_steps(settings, before, data, engine, say)
-            folder.write_config(_config(settings, data, proposed, limits))
-            for line in _plan_lines(settings, proposed, engine, data):
+            common = _common(settings, task, task_name, data, engine, folder, before, candidates)
+            plan = plan_of(settings, common, candidates)
+            context = task.context(data)
+            if plan.budget:
+                steps = _known_steps(before, plan)
+                if steps is None:
+                    say("measuring how long a step takes")
+                    steps = _steps_in_budget(plan, engine, folder, data, context)
+                plan = replace(plan, common=plan.common.with_steps(steps, images=len(data.train)))
+            folder.write_config(_config(plan, settings, task, data, context))
+            for line in (*_plan_lines(plan, engine, data), *_caveats(plan, data)):
                 say(line)
-            for doubt in doubts(
-                validation=validation,
-                held_out=held_out,
-                task=data.task,
-                class_names=data.class_names,
-                losses=len(settings.losses),
-                level=settings.level,
-            ):
-                say(f"note: {doubt}")
             say(f"out: {folder.path}")
-            plan = _planned(folder, settings, say)
-            _run(plan, engine, settings, folder, limits, console)
+            progress = _progress(folder, plan, settings, say)
+            job = _job_of(folder, plan, folder.write_data(data), context)
+            _run(progress, engine, folder, job, console)
         finally:
             engine.stop()
-        _after(folder, plan, data, settings, say)
+        for note in make_artifacts(folder, plan, progress, data, keep=_SHOWN_IMAGES):
+            say(note)
         return _reported(folder)
 
 
@@ -170,20 +148,18 @@ def make_report(path: Path) -> CompareResult:
 
 def _reported(folder: ComparisonFolder) -> CompareResult:
     found = find(folder)
-    results = gather(found)
+    results, sections = aggregate(found)
     write_tables(found, results)
-    page = write_report(results, segmentation_sections(results), folder.path)
+    page = write_report(contents(results, sections), folder.path)
     return CompareResult(folder=folder.path, report=page, results=results)
 
 
 def _absolute(data: str) -> str:
-    """Return the data's path as every process sees it, in whichever folder it runs."""
-    return data if data.startswith("synthetic:") else str(_absolute_path(Path(data)))
+    """Return the data's path as every process sees it, in whichever folder it runs.
 
-
-def _absolute_path(path: Path) -> Path:
-    """Return an absolute path, links as they are: other machines may not have what they lead to."""
-    return path.expanduser().absolute()
+    Links stay as they are: other machines may not have what they lead to.
+    """
+    return data if data.startswith("synthetic:") else str(Path(data).expanduser().absolute())
 
 
 def _speaker(console: Console) -> Callable[[str], None]:
@@ -193,30 +169,39 @@ def _speaker(console: Console) -> Callable[[str], None]:
     return say
 
 
-def _open(settings: CompareSettings, console: Console) -> SegmentationData:
-    data = opened(settings.trial(loss=settings.losses[0]), console=console)
+def _open(settings: CompareSettings, task: Task, console: Console) -> Data:
+    split = Split(
+        seed=settings.split_seed, val_share=settings.val_share, test_share=settings.test_share
+    )
+    data = opened(settings, task, split, console=console)
     if not data.test:
         raise InputError(
             f"{settings.data}: has no held-out images to compare on; give a --test-share above 0, "
             "or add a test split"
         )
+    if not task.summary(data, data.test).images:
+        raise InputError(
+            f"{settings.data}: every held-out image is void everywhere, so that nothing can be "
+            "scored; label some of them, or choose another --split-seed"
+        )
     return data
 
 
-def _proposed(settings: CompareSettings, data: SegmentationData) -> list[Candidate]:
+def _candidates(settings: CompareSettings, task: Task, data: Data) -> list[Candidate]:
     """Return the losses as they are written in the report; refuse those that cannot be trained."""
     found: list[Candidate] = []
-    for text in settings.losses:
+    for text in settings.loss:
         if text.strip() == _AUTO:
-            # A class of every image may be missing from most of the squares that are trained on.
-            square = _resolved_anywhere(settings.trial(loss="dice"), data).size
-            found += candidates(fingerprint(data, square=square), task=data.task)
+            proposed = list(task.advise(data, size=settings.size or default_size(task, data)))
+            if not proposed:
+                raise InputError(f"--loss auto: {task.name} proposes no losses; name some")
+            found += proposed
         else:
             found.append(Candidate(loss=text, reason=""))
     unique: dict[str, Candidate] = {}
     for candidate in found:
         weighted_sum = compose.parse(candidate.loss, mixed=True)
-        _try(TaskCriterion(weighted_sum, task=data.task, num_classes=data.num_classes), candidate)
+        _try(task, data, weighted_sum, candidate, settings)
         loss = str(weighted_sum)
         if loss in unique and not candidate.reason and not unique[loss].reason:
             raise InputError(f"--loss {candidate.loss}: is given twice; leave one out")
@@ -225,78 +210,104 @@ def _proposed(settings: CompareSettings, data: SegmentationData) -> list[Candida
         unique[loss] = Candidate(loss=loss, reason=reason)
     if len(unique) < 2:
         raise InputError(
-            f"--loss {settings.losses[0]}: there is nothing to compare it with; give a second "
+            f"--loss {settings.loss[0]}: there is nothing to compare it with; give a second "
             "--loss, or --loss auto"
         )
     return [*unique.values()]
 
 
-def _try(criterion: TaskCriterion, candidate: Candidate) -> None:
+def _try(
+    task: Task,
+    data: Data,
+    weighted_sum: compose.WeightedSum,
+    candidate: Candidate,
+    settings: CompareSettings,
+) -> None:
     """Take a loss on a small batch: what can never be computed is told now, not after hours."""
-    generator = torch.Generator().manual_seed(0)
-    channels = criterion.num_outputs
-    logits = torch.randn(2, channels, 16, 16, generator=generator, requires_grad=True)
-    classes = torch.randint(max(2, channels), (2, 16, 16), generator=generator)
+    criterion = task.criterion(weighted_sum, data)
+    outputs, batch = task.example(
+        data,
+        criterion,
+        batch_size=2,
+        size=_EXAMPLE_SIDE,
+        model=settings.model or task.defaults.model,
+        options=options_of(task, settings),
+    )
     try:
-        criterion([logits], classes, image=torch.randn(2, 3, 16, 16, generator=generator))
+        criterion(outputs, batch)
     except (IndexError, RuntimeError, TypeError, ValueError) as error:
         what = " ".join(str(error).split())
         raise InputError(f"--loss {candidate.loss}: cannot be computed: {what}") from None
 
 
-def _kept(settings: CompareSettings, before: dict[str, Any] | None) -> CompareSettings:
-    """Keep the accelerator that was decided: the machines of a cluster come and go."""
-    if before is None or settings.engine != "ray" or settings.accelerator != "auto":
-        return settings
-    return replace(settings, accelerator=before.get("common", {}).get("accelerator", "auto"))
-
-
-def _decided(
+def _common(
     settings: CompareSettings,
-    before: dict[str, Any] | None,
-    data: SegmentationData,
+    task: Task,
+    task_name: str,
+    data: Data,
     engine: Engine,
-) -> CompareSettings:
-    """Decide all that the trials must have in common, so that a plan can be repeated."""
-    trial = settings.trial(loss="dice")
-    kept = (before or {}).get("common", {})
+    folder: ComparisonFolder,
+    before: dict[str, Any] | None,
+    candidates: Sequence[Candidate],
+) -> TrainPlan:
+    """Decide all that the trials have in common, once: a comparison that goes on keeps it."""
+    known = None if before is None else folder.plan(before).common
+    accelerator, precision = settings.accelerator, settings.precision
     if settings.engine == "ray":
         # A cluster's machines may have the accelerators that this one lacks.
-        here = _resolved_anywhere(trial, data)
-        accelerator = settings.accelerator
         if accelerator == "auto":
             accelerator = "cuda" if engine.gpus else "cpu"
-        precision = here.precision if accelerator == "cpu" else "bf16-mixed"
-    else:
-        here = resolved(trial, data)
-        accelerator, precision = here.accelerator, here.precision
-    if settings.precision != "auto":
-        precision = settings.precision
-    elif kept.get("accelerator") == accelerator:
-        precision = kept.get("precision", precision)
-    return replace(
-        settings,
-        size=here.size,
-        base_lr=here.lr,
-        accelerator=accelerator,
+        if precision == "auto":
+            precision = "32-true" if accelerator == "cpu" else "bf16-mixed"
+    trial = TrainSettings(
+        data=settings.data,
+        task=settings.task,
+        loss=candidates[0].loss,
+        steps=settings.steps,
+        epochs=settings.epochs,
+        size=settings.size,
+        batch_size=settings.batch_size,
+        accumulate=settings.accumulate,
+        lr=settings.base_lr,
+        weight_decay=settings.weight_decay,
+        average=settings.average,
+        model=settings.model,
+        split_seed=settings.split_seed,
+        val_share=settings.val_share,
+        test_share=settings.test_share,
+        val_every=settings.val_every,
         precision=precision,
+        accelerator=accelerator,
+        options=settings.options,
+        workers=settings.workers,
+        threads=1,
+    )
+    return train_plan_of(
+        trial,
+        task,
+        task_name,
+        data,
+        clock=lambda plan: step_times(plan, data),
+        known=known,
+        elsewhere=settings.engine == "ray",
     )
 
 
-def _resolved_anywhere(trial: TrainSettings, data: SegmentationData) -> TrainSettings:
-    """Decide what does not depend on where a trial runs."""
-    return resolved(replace(trial, accelerator="cpu", precision="auto"), data)
-
-
-def _engine(settings: CompareSettings, folder: ComparisonFolder) -> Engine:
+def _engine(
+    settings: CompareSettings, before: dict[str, Any] | None, folder: ComparisonFolder
+) -> Engine:
     if settings.engine == "ray":
-        from denseloss.compare.cluster import RayEngine
+        from denseloss.compare.ray_engine import RayEngine
 
+        accelerator: str = settings.accelerator
+        if before is not None and accelerator == "auto":
+            # The machines of a cluster come and go.
+            accelerator = before.get("common", {}).get("accelerator", "auto")
         return RayEngine(
             folder.path,
             address=settings.address,
             jobs=settings.jobs,
-            accelerator=settings.accelerator,
+            accelerator=accelerator,
         )
     return LocalEngine(
         jobs=settings.jobs,
@@ -306,72 +317,65 @@ def _engine(settings: CompareSettings, folder: ComparisonFolder) -> Engine:
     )
 
 
-def _with_steps(
-    settings: CompareSettings,
-    before: dict[str, Any] | None,
-    data: SegmentationData,
+def _known_steps(before: dict[str, Any] | None, plan: ComparePlan) -> int | None:
+    """Return the steps that were planned for the same budget before."""
+    if before is None or before["asked"].get("budget") != plan.budget:
+        return None
+    return int(before["common"]["steps"])
+
+
+def _steps_in_budget(
+    plan: ComparePlan,
     engine: Engine,
-    say: Callable[[str], None],
-) -> CompareSettings:
-    """Decide how many steps a trial has, once: a comparison that goes on keeps its plan."""
-    if settings.budget is None:
-        trial = _resolved_anywhere(settings.trial(loss=settings.losses[0]), data)
-        steps = cast(int, trial.steps)
-    elif before is not None and before.get("asked", {}).get("budget") == settings.budget:
-        steps = int(before["common"]["steps"])
-    else:
-        started = time.monotonic()
-        say("measuring how long a step takes")
-        lr = cast(float, settings.base_lr)
-        times = []
-        with tempfile.TemporaryDirectory(prefix="denseloss-") as root:
-            elsewhere = ComparisonFolder(Path(root))
-            jobs = [
-                _job(settings, Trial(loss=loss, seed=0, lr=lr), elsewhere, None)
-                for loss in settings.losses
-            ]
-            # All losses, and as many at a time as there will be.
-            for first in range(0, len(jobs), engine.slots):
-                wave = itertools.islice(itertools.cycle(jobs), first, first + engine.slots)
-                times += engine.probe([*wave])
-        steps = steps_within(
-            settings.budget - (time.monotonic() - started),
-            times,
-            trials=settings.trials,
-            slots=engine.slots,
-            settings=settings.trial(loss=settings.losses[0]),
-            images=len(data.train),
-        )
-    trial = with_validations(
-        replace(settings.trial(loss=settings.losses[0]), steps=steps), images=len(data.train)
+    folder: ComparisonFolder,
+    data: Data,
+    context: dict[str, Any],
+) -> int:
+    """Return as many steps for each trial as the budget allows, by timing some."""
+    started = time.monotonic()
+    times = []
+    # Where every machine sees it, and hidden: the folder may yet turn out to be another's.
+    with tempfile.TemporaryDirectory(prefix=".probe-", dir=folder.path) as place:
+        aside = ComparisonFolder(Path(place))
+        job_of = _job_of(aside, plan, aside.write_data(data), context)
+        jobs = [job_of(Trial(loss=loss, seed=0, lr=plan.common.lr)) for loss in plan.losses]
+        # All losses, and as many at a time as there will be.
+        for first in range(0, len(jobs), engine.slots):
+            wave = itertools.islice(itertools.cycle(jobs), first, first + engine.slots)
+            times += engine.probe([*wave])
+    return steps_within(
+        seconds(plan.budget) - (time.monotonic() - started),
+        times,
+        trials=plan.trials,
+        slots=engine.slots,
+        plan=plan.common,
+        images=len(data.train),
     )
-    return replace(settings, steps=steps, epochs=None, val_every=trial.val_every)
 
 
 def _config(
+    plan: ComparePlan,
     settings: CompareSettings,
-    data: SegmentationData,
-    proposed: Sequence[Candidate],
-    limits: tuple[float, float] | None,
+    task: Task,
+    data: Data,
+    context: dict[str, Any],
 ) -> dict[str, dict[str, Any]]:
-    asked = asdict(settings)
     config = {
-        "asked": {k: v for k, v in asked.items() if k in _FREE and k != "out" and v is not None},
-        "reasons": {c.loss: c.reason for c in proposed if c.reason},
-        "common": {k: v for k, v in asked.items() if k not in _FREE and v is not None},
-        "data": {
-            "name": data.name,
-            "lines": data.describe(),
-            "task": data.task,
-            "class_names": data.class_names,
-            "train": len(data.train),
-            "val": len(data.val),
-            "test": len(data.test),
-            "split": data.split_note,
-            "files": _digest(data),
-            "size_limits": list(limits) if limits is not None else [],
+        **plan.to_tables(),
+        "where": {
+            "engine": settings.engine,
+            "jobs": settings.jobs,
+            "address": settings.address,
         },
+        "data": {
+            **facts(data),
+            "lines": data.describe(),
+            "files": task.digest(data),
+        },
+        "notes": {loss: list(notes) for loss in plan.losses if (notes := _notes(plan, loss, data))},
+        "context": context,
         "run": {
+            "format": FORMAT,
             "command": shlex.join(["denseloss", *sys.argv[1:]]),
             "machine": platform.platform(),
             "python": platform.python_version(),
@@ -385,59 +389,51 @@ def _config(
     return tomllib.loads(to_toml(config))
 
 
-def _digest(data: SegmentationData) -> str:
-    """Return what changes with the images there are, their split and what the masks say.
-
-    Of an image it takes the size of the file: to read them all would take as long as an epoch.
-    """
-    digest = hashlib.blake2b(digest_size=8)
-    for split in (data.train, data.val, data.test):
-        digest.update(f"{len(split)}\n".encode())
-        for sample in split:
-            size = sample.image.stat().st_size if sample.image is not None else 0
-            mask = sample.mask.read_bytes() if sample.mask is not None else b""
-            digest.update(f"{sample.name}\n{size}\n{len(mask)}\n".encode())
-            digest.update(mask)
-    return digest.hexdigest()
-
-
-def _plan_lines(
-    settings: CompareSettings,
-    proposed: Sequence[Candidate],
-    engine: Engine,
-    data: SegmentationData,
-) -> Iterator[str]:
-    yield f"losses: {len(proposed)}, the first is the baseline"
-    for candidate in proposed:
+def _plan_lines(plan: ComparePlan, engine: Engine, data: Data) -> Iterator[str]:
+    yield f"losses: {len(plan.candidates)}, the first is the baseline"
+    for candidate in plan.candidates:
         yield f"  {candidate.loss}" + (f"  ({candidate.reason})" if candidate.reason else "")
-        criterion = TaskCriterion(
-            compose.parse(candidate.loss, mixed=True), task=data.task, num_classes=data.num_classes
-        )
-        yield from (f"    {note}" for note in criterion.notes)
-    seeds, rates = settings.lr_seeds, settings.rates
-    tried = ", ".join(f"{rate:g}" for rate in rates)
+        yield from (f"    {note}" for note in _notes(plan, candidate.loss, data))
+    tried = ", ".join(f"{rate:g}" for rate in plan.rates)
+    first = "the first seed" if plan.lr_seeds == 1 else f"{plan.lr_seeds} seeds"
     of_rates = (
-        f"learning rates {tried} on {'the first seed' if seeds == 1 else f'{seeds} seeds'}, the "
-        "best on validation for the others"
-        if len(rates) > 1
+        f"learning rates {tried} on {first}, the best on validation for the others"
+        if len(plan.rates) > 1
         else f"learning rate {tried}"
     )
     yield (
-        f"trials: {len(proposed)} losses, {settings.seeds} seed{'s' * (settings.seeds > 1)}, "
-        f"{of_rates}: "
-        f"{settings.trials} trials of {settings.steps} steps"
+        f"trials: {len(plan.candidates)} losses, {plan.seeds} seed{'s' * (plan.seeds > 1)}, "
+        f"{of_rates}: {plan.trials} trials of {plan.common.steps} steps"
     )
-    yield f"machine: {engine.name}"
+    yield f"machine: {engine.name}, precision {plan.common.precision} (losses in float32)"
 
 
-def _planned(
+def _notes(plan: ComparePlan, loss: str, data: Data) -> tuple[str, ...]:
+    """Return what a loss is taken as on this data, in plain words."""
+    criterion = plan.task.criterion(compose.parse(loss, mixed=True), data)
+    notes: tuple[str, ...] = criterion.notes
+    return notes
+
+
+def _caveats(plan: ComparePlan, data: Data) -> Iterator[str]:
+    for caveat in of_images(
+        validation=plan.task.summary(data, data.val),
+        held_out=plan.task.summary(data, data.test),
+        losses=len(plan.losses),
+        level=plan.level,
+    ):
+        yield f"note: {caveat}"
+
+
+def _progress(
     folder: ComparisonFolder,
+    plan: ComparePlan,
     settings: CompareSettings,
     say: Callable[[str], None],
-) -> Plan:
+) -> Progress:
     """Return what is left to do; broken folders are set aside, chance failures forgotten."""
     # All that could be in the plan: which learning rate is chosen depends on what is sound.
-    every = itertools.product(settings.losses, range(settings.seeds), settings.rates)
+    every = itertools.product(plan.losses, range(plan.seeds), plan.rates)
     for loss, seed, lr in every:
         files = TrialFolder(folder.path, Trial(loss=loss, seed=seed, lr=lr))
         problem = files.problem()
@@ -446,67 +442,68 @@ def _planned(
         failure = files.failure()
         if failure is not None and (settings.retry or not failure.own):
             files.forget_failure()
-    return planned(folder.path, settings)
+    return progress_of(folder.path, plan)
 
 
-def _job(
-    settings: CompareSettings,
-    trial: Trial,
-    folder: ComparisonFolder,
-    limits: tuple[float, float] | None,
-) -> Job:
-    return Job(
-        root=_absolute_path(folder.path),
-        trial=trial,
-        settings=settings,
-        size_limits=limits,
-        keep=_SHOWN_IMAGES,
-    )
+def _job_of(
+    folder: ComparisonFolder, plan: ComparePlan, digest: str, context: dict[str, Any]
+) -> Callable[[Trial], Job]:
+    root = folder.path.expanduser().absolute()
+
+    def job(trial: Trial) -> Job:
+        return Job(
+            root=root,
+            trial=trial,
+            plan=plan.of(trial),
+            data=digest,
+            context=context,
+            keep=_SHOWN_IMAGES,
+        )
+
+    return job
 
 
 def _run(
-    plan: Plan,
+    progress: Progress,
     engine: Engine,
-    settings: CompareSettings,
     folder: ComparisonFolder,
-    limits: tuple[float, float] | None,
+    job_of: Callable[[Trial], Job],
     console: Console,
 ) -> None:
-    """Run all that is left of a plan."""
-    display = Display(
-        console, plan, root=folder.path, steps=cast(int, settings.steps), slots=engine.slots
-    )
+    """Run all that is left."""
+    display = Display(console, progress, root=folder.path, slots=engine.slots)
     say = _speaker(console)
-    done, started = plan.done, time.monotonic()
+    done, started = progress.done, time.monotonic()
     if done:
-        say(f"{done} of {plan.total} trials have ended before")
+        say(f"{done} of {progress.total} trials have ended before")
     with display:
-        while plan.running or plan.done < plan.total:
-            while engine.free() and (trial := plan.next()) is not None:
+        while progress.running or progress.done < progress.total:
+            while engine.free() and (trial := progress.next()) is not None:
                 display.begin(trial)
                 try:
-                    engine.start(_job(settings, trial, folder, limits))
+                    engine.start(job_of(trial))
                 except OSError as error:
                     unable = Failed(error=f"cannot be started: {error}", own=False)
-                    display.end(trial, _settle(folder, plan, trial, unable))
+                    display.end(trial, _settle(folder, progress, trial, unable))
             for outcome in engine.wait(_TICK_SECONDS):
-                failed = _settle(folder, plan, outcome.trial, outcome.failed)
+                failed = _settle(folder, progress, outcome.trial, outcome.failed)
                 display.end(outcome.trial, failed)
             display.tick()
-    if plan.done > done:
-        more = f"{plan.done - done} more trials ended" if done else "trials ended"
-        say(f"{plan.done} of {plan.total} {more} in {duration(time.monotonic() - started)}")
+    if progress.done > done:
+        more = f"{progress.done - done} more trials ended" if done else "trials ended"
+        took = duration(time.monotonic() - started)
+        say(f"{progress.done} of {progress.total} {more} in {took}")
 
 
 def _settle(
-    folder: ComparisonFolder, plan: Plan, trial: Trial, failed: Failed | None
+    folder: ComparisonFolder, progress: Progress, trial: Trial, failed: Failed | None
 ) -> Failed | None:
     """Take note of how a trial ended; what counts is what is in its folder."""
     files = TrialFolder(folder.path, trial)
     if failed is None:
         problem = files.problem() if files.state() == "finished" else "its results are missing"
         if problem is None:
-            plan.finish(trial, "finished", files.validation_score())
+            progress.finish(trial, "finished", files.validation_score())
             return None
         failed = Failed(error=problem, own=False)
     try:
@@ -514,21 +511,8 @@ def _settle(
     except OSError as error:
         # The disk is full, perhaps: the trial counts as failed now, and is tried again next time.
         failed = replace(failed, error=f"{failed.error} (and this could not be noted: {error})")
-    plan.finish(trial, "failed")
+    progress.finish(trial, "failed")
     return failed
-
-
-def _after(
-    folder: ComparisonFolder,
-    plan: Plan,
-    data: SegmentationData,
-    settings: CompareSettings,
-    say: Callable[[str], None],
-) -> None:
-    """Make what needs the data and the networks once more, now that nothing else runs."""
-    show_images(folder, data, keep=_SHOWN_IMAGES)
-    for note in (*time_losses(folder, data, settings), *show_looks(folder, plan, data)):
-        say(note)
 
 
 @contextmanager

@@ -1,77 +1,69 @@
 """What the user asks of a comparison."""
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Literal
 
-from denseloss.data.samples import Task
-from denseloss.train import InputError, TrainSettings
-from denseloss.train.settings import Precision, check_settings, slug
+from denseloss.data.errors import InputError
+from denseloss.train.settings import (
+    TrialSettings,
+    check_trial,
+    data_name,
+    not_negative,
+    one_of,
+    positive,
+)
 
 EngineName = Literal["local", "ray"]
 
-# Neighbouring learning rates are this factor apart: three of them span a decade.
-LR_FACTOR = 10**0.5
 _UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 
 
 @dataclass(frozen=True, kw_only=True)
-class CompareSettings:
-    """What the user asks for; None is left to the tool, which says what it chose.
+class CompareSettings(TrialSettings):
+    """Train with several losses, several seeds each, and report which one suits the data.
+
+    Every trial is a run of `denseloss train` in a folder of its own. A comparison that was
+    interrupted goes on when the same command is given again; losses, seeds and learning rates can
+    be added to one that is finished.
 
     Attributes:
-        data: As in `denseloss train`, and so is all that is not named here.
-        losses: Expressions; the first is the baseline. `"auto"` proposes some.
-        out: The comparison's folder.
-        seeds: How many networks are trained with each loss.
-        lr: How many learning rates every loss may try.
-        lr_seeds: On how many of the seeds it tries them.
-        base_lr: The rate in the middle; None for the one that `denseloss train` takes.
-        steps: Training steps of each trial.
-        epochs: Passes over the training images instead.
-        budget: Seconds for all trials together instead.
-        test_share: Share of the images to hold out where the folder has no test split.
-        split_seed: Decides the split where the folder has none; the same for all trials.
-        metric: Key of the metric of the verdict.
-        pooled: Whether the verdict is about all held-out pixels together, not about images.
-        effect: The smallest difference that matters in the metric of the verdict; None for 0.01,
-            or 1 pixel.
-        level: Of the confidence intervals; a difference counts as shown where the corrected p is
-            below one minus it.
-        engine: Where the trials run.
-        jobs: How many at a time; None for one per GPU, or one per core.
-        address: Of the Ray cluster; None starts Ray on this machine.
-        retry: Whether trials are run again that failed for a reason of their own.
+        loss: Weighted sum of losses; give it several times, the baseline first. auto proposes
+            losses for the data, each with its reason.
+        out: The comparison's folder; by default runs/compare-DATA.
+        seeds: Networks to train with each loss.
+        lr: How many learning rates every loss tries, the default in the middle; the best on
+            validation is taken.
+        lr_seeds: On how many of the seeds they are tried.
+        base_lr: The learning rate in the middle; by default the task's: 0.005 for dynunet, 0.002
+            for smp.
+        budget: Time for all trials instead of steps, such as 30m or 1h30m; the steps are planned by
+            timing a few.
+        test_share: Share of the images to hold out where the data has no test split.
+        split_seed: Decides the split where the data has none; the same for all trials.
+        metric: What the verdict is about; for segmentation dice, iou, precision, recall, f2,
+            boundary_f or hd95, by default dice.
+        pooled: Judge all held-out images together, not image by image.
+        effect: The smallest difference that matters to you; by default 0.01, or 1 pixel.
+        level: Of the confidence intervals.
+        engine: Processes on this machine, or a Ray cluster with a shared file system.
+        jobs: Trials at a time; by default one per GPU, or one per core.
+        address: Of the Ray cluster; without it Ray starts on this machine.
+        retry: Run trials again whose loss became NaN or infinite.
+        workers: Processes that load images, for each trial.
     """
 
-    data: str
-    losses: tuple[str, ...]
-    out: Path | None = None
+    loss: tuple[str, ...] = ()
     seeds: int = 5
     lr: int = 3
     lr_seeds: int = 1
     base_lr: float | None = None
-    steps: int | None = None
-    epochs: int | None = None
-    budget: float | None = None
-    size: int | None = None
-    batch_size: int = 8
-    weight_decay: float = 1e-4
-    model: str = "dynunet"
-    deep_supervision: bool = False
-    task: Task | None = None
-    classes: tuple[str, ...] | int | None = None
-    ignore_index: int | None = None
-    val_share: float = 0.2
+    budget: str | None = None
     test_share: float = 0.2
     split_seed: int = 0
-    val_every: int | None = None
-    precision: Precision = "auto"
-    accelerator: str = "auto"
-    workers: int = 0
-    metric: str = "dice"
+    metric: str | None = None
     pooled: bool = False
     effect: float | None = None
     level: float = 0.95
@@ -79,117 +71,48 @@ class CompareSettings:
     jobs: int | None = None
     address: str | None = None
     retry: bool = False
-
-    @classmethod
-    def from_plain(cls, values: Mapping[str, Any]) -> Self:
-        """Return the settings that were written as JSON or TOML, which know no tuple and no path.
-
-        Raises:
-            TypeError: A value is of no setting.
-        """
-        known = dict(values)
-        for name in ("losses", "classes"):
-            if isinstance(known.get(name), list):
-                known[name] = tuple(known[name])
-        if known.get("out") is not None:
-            known["out"] = Path(known["out"])
-        return cls(**known)
-
-    @property
-    def rates(self) -> tuple[float, ...]:
-        """The learning rates that every loss tries.
-
-        Raises:
-            TypeError: `base_lr` is not decided yet.
-        """
-        if self.base_lr is None:
-            raise TypeError("base_lr is not decided")
-        return learning_rates(self.base_lr, self.lr)
-
-    @property
-    def trials(self) -> int:
-        """How many trials there are, if every loss has a learning rate that can be used."""
-        return len(self.losses) * (self.lr * self.lr_seeds + self.seeds - self.lr_seeds)
-
-    def trial(self, *, loss: str, seed: int = 0, lr: float | None = None) -> TrainSettings:
-        """Return the settings of the training run of a trial."""
-        return TrainSettings(
-            data=self.data,
-            loss=loss,
-            seed=seed,
-            steps=self.steps,
-            epochs=self.epochs,
-            size=self.size,
-            batch_size=self.batch_size,
-            lr=self.base_lr if lr is None else lr,
-            weight_decay=self.weight_decay,
-            val_every=self.val_every,
-            val_share=self.val_share,
-            test_share=self.test_share,
-            split_seed=self.split_seed,
-            model=self.model,
-            deep_supervision=self.deep_supervision,
-            task=self.task,
-            classes=self.classes,
-            ignore_index=self.ignore_index,
-            workers=self.workers,
-            threads=1,
-            precision=self.precision,
-            accelerator=self.accelerator,
-        )
+    workers: int = 0
 
 
-def check(settings: CompareSettings, *, metrics: Sequence[str]) -> None:
+def check_compare(settings: CompareSettings) -> None:
     """Refuse what cannot be, before anything is looked at.
 
     Raises:
         InputError: With the option, what it takes and what came.
     """
-    if not settings.losses:
+    if not settings.loss:
         raise InputError(
             '--loss is missing; give two or more, such as --loss "cross_entropy" '
             '--loss "cross_entropy + dice", or --loss auto'
         )
-    counts = {
-        "seeds": settings.seeds,
-        "lr": settings.lr,
-        "lr-seeds": settings.lr_seeds,
-        "jobs": settings.jobs,
-    }
-    for name, count in counts.items():
+    for name in ("seeds", "lr", "lr_seeds", "jobs"):
+        count = getattr(settings, name)
         if count is not None and count < 1:
-            raise InputError(f"--{name} {count}: must be 1 or larger")
-    positive = {"base-lr": settings.base_lr, "effect": settings.effect}
-    for name, value in positive.items():
-        if value is not None and not 0 < value < float("inf"):
-            raise InputError(f"--{name} {value:g}: must be larger than 0")
-    budgets = {"steps": settings.steps, "epochs": settings.epochs, "budget": settings.budget}
-    given = [name for name, value in budgets.items() if value is not None]
-    if len(given) > 1:
-        raise InputError(f"--{given[0]} and --{given[1]} both say how long to train; give one")
-    if settings.budget is not None and settings.budget <= 0:
+            raise InputError(f"--{name.replace('_', '-')} {count}: must be 1 or larger")
+    positive(settings, "base_lr", "effect")
+    not_negative(settings, "split_seed", "workers")
+    one_of(settings, "steps", "epochs", "budget")
+    if settings.budget is not None and seconds(settings.budget) <= 0:
         raise InputError("--budget: must be longer than nothing, such as 30m")
     if not 0.5 <= settings.level < 1:
         raise InputError(f"--level {settings.level:g}: must lie between 0.5 and 1, such as 0.95")
-    if settings.metric not in metrics:
-        raise InputError(f"--metric {settings.metric}: there are {', '.join(metrics)}")
     if settings.lr_seeds > settings.seeds:
         raise InputError(
             f"--lr-seeds {settings.lr_seeds}: there are only {settings.seeds} seeds (--seeds)"
         )
     if settings.address is not None and settings.engine != "ray":
         raise InputError("--address is of a Ray cluster; give --engine ray, too")
-    check_settings(settings.trial(loss=settings.losses[0]))
+    check_trial(settings)
 
 
-def learning_rates(middle: float, count: int) -> tuple[float, ...]:
-    """Return so many rates around one, the middle one first, then the nearest, lower first.
+def check_metric(settings: CompareSettings, metrics: Sequence[str]) -> None:
+    """Refuse a metric that the task does not have.
 
-    All but the middle one have two digits, so that their names are short: 0.005, 0.0016, 0.016.
+    Raises:
+        InputError: With those that there are.
     """
-    places = [sign * distance for distance in range(1, count) for sign in (-1, 1)]
-    others = (float(f"{middle * LR_FACTOR**place:.2g}") for place in places[: count - 1])
-    return (middle, *others)
+    if settings.metric is not None and settings.metric not in metrics:
+        raise InputError(f"--metric {settings.metric}: there are {', '.join(metrics)}")
 
 
 def seconds(text: str) -> float:
@@ -206,6 +129,4 @@ def seconds(text: str) -> float:
 
 def default_out(settings: CompareSettings) -> Path:
     """Return the folder of a comparison for which none was named."""
-    synthetic = settings.data.startswith("synthetic:")
-    name = settings.data.partition("?")[0] if synthetic else Path(settings.data).resolve().name
-    return Path("runs") / f"compare-{slug(name)}"
+    return Path("runs") / f"compare-{data_name(settings.data)}"

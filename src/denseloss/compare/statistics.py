@@ -17,8 +17,9 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import optimize, special, stats
 
-from denseloss.compare.results import Comparison, Estimate, Metric, Needed, Pooling
-from denseloss.compare.scores import Scored
+from denseloss.compare.results import Comparison, Needed
+from denseloss.report.numbers import Estimate
+from denseloss.tasks.scores import Metric, Pooling, Scored
 
 Array = NDArray[np.float64]
 
@@ -375,7 +376,7 @@ def holm(p_values: Sequence[float]) -> list[float]:
     return adjusted
 
 
-def improvement(
+def probability_of_improvement(
     per_image: Array,
     baseline: Array,
     *,
@@ -588,7 +589,7 @@ def compare(
             difference=difference,
             p=p[loss],
             p_corrected=corrected[loss],
-            improvement=improvement(
+            probability_of_improvement=probability_of_improvement(
                 own.per_image,
                 other.per_image,
                 higher_is_better=metric.higher_is_better,

@@ -4,14 +4,15 @@ import csv
 import hashlib
 import json
 import math
-import tomllib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from denseloss.compare.settings import CompareSettings
-from denseloss.train.folder import RunFolder, write_whole
+from denseloss.compare.plan import ComparePlan, Trial
+from denseloss.data.files import load_arrays, write_whole
+from denseloss.train.folder import RunFolder
+from denseloss.train.records import goodness
 from denseloss.train.settings import slug
 
 State = Literal["new", "finished", "failed"]
@@ -19,18 +20,9 @@ State = Literal["new", "finished", "failed"]
 _SLUG = 40
 
 
-@dataclass(frozen=True, kw_only=True)
-class Trial:
-    """One training run: a loss, a seed, a learning rate."""
-
-    loss: str
-    seed: int
-    lr: float
-
-    @property
-    def name(self) -> str:
-        """The path of its folder below `trials/`."""
-        return f"{loss_slug(self.loss)}/seed{self.seed}-lr{self.lr:g}"
+def trial_name(trial: Trial) -> str:
+    """Return the path of its folder below `trials/`."""
+    return f"{loss_slug(trial.loss)}/seed{trial.seed}-lr{trial.lr:g}"
 
 
 def loss_slug(loss: str) -> str:
@@ -58,13 +50,14 @@ class TrialFolder:
 
     def __init__(self, root: Path, trial: Trial) -> None:
         self.trial = trial
-        self.path = root / "trials" / trial.name
+        name = trial_name(trial)
+        self.path = root / "trials" / name
         self.run = RunFolder(self.path)
         self.held_out_file = self.path / "held_out.npz"
         self.validation_file = self.path / "validation.npz"
         # Not inside the run's folder, which a run that has not begun must find empty.
-        self.log_file = root / "logs" / f"{trial.name.replace('/', '-')}.log"
-        self.failed_file = root / "failed" / f"{trial.name.replace('/', '-')}.json"
+        self.log_file = root / "logs" / f"{name.replace('/', '-')}.log"
+        self.failed_file = root / "failed" / f"{name.replace('/', '-')}.json"
 
     def trained(self) -> bool:
         """Whether the training run is finished."""
@@ -108,9 +101,9 @@ class TrialFolder:
         return found
 
     def validation_score(self) -> float:
-        """Return the best validation Dice, -inf where it was never defined."""
-        score = self.summary()["best"].get("mean_dice")
-        return -math.inf if score is None else float(score)
+        """Return the best validation score, NaN where it was never defined."""
+        score = self.summary()["best"].get("score")
+        return math.nan if score is None else float(score)
 
     def rows(self) -> tuple[dict[str, float], ...]:
         """Return the rows of `metrics.csv`.
@@ -135,11 +128,9 @@ class TrialFolder:
 
     def problem(self) -> str | None:
         """Say what is broken in the files of a begun or finished run, None if they are sound."""
-        from denseloss.compare.measure import load
-
         try:
             if self.run.config_file.exists():
-                tomllib.loads(self.run.config_file.read_text(encoding="utf-8"))
+                self.run.config()
             if self.trained():
                 self.summary()
                 self.rows()
@@ -153,7 +144,7 @@ class TrialFolder:
                         _load_checkpoint(file)
             for file in (self.held_out_file, self.validation_file):
                 if file.exists():
-                    load(file)
+                    load_arrays(file)
         except (OSError, ValueError, KeyError, TypeError) as error:
             return " ".join(str(error).split()) or type(error).__name__
         return None
@@ -180,44 +171,39 @@ def _load_checkpoint(file: Path) -> None:
 
 
 @dataclass
-class Plan:
-    """What there is to run, in which order: every loss first tries its learning rates.
+class Progress:
+    """How far a comparison is, and what to run next: every loss first tries its learning rates.
 
     Args:
-        losses: The baseline first.
-        seeds: How many each gets.
-        rates: The learning rates every loss tries, the default first.
-        lr_seeds: On how many seeds it tries them.
+        plan: The comparison's.
         states: Of the trials that have one; updated by `finish`.
-        scores: Validation Dice of the finished trials; updated by `finish`.
+        scores: Validation scores of the finished trials; updated by `finish`.
+        running: The trials that run now.
     """
 
-    losses: Sequence[str]
-    seeds: int
-    rates: Sequence[float]
-    lr_seeds: int
+    plan: ComparePlan
     states: dict[Trial, State] = field(default_factory=dict)
     scores: dict[Trial, float] = field(default_factory=dict)
     running: set[Trial] = field(default_factory=set)
 
     def search(self, loss: str) -> Iterator[Trial]:
         """Yield the trials that choose the learning rate of a loss."""
-        for seed in range(self.lr_seeds):
-            for lr in self.rates:
+        for seed in range(self.plan.lr_seeds):
+            for lr in self.plan.rates:
                 yield Trial(loss=loss, seed=seed, lr=lr)
 
     def rest(self, loss: str) -> Iterator[Trial]:
         """Yield the other trials of a loss, none before its learning rate is chosen."""
         lr = self.chosen(loss)
         if lr is not None:
-            for seed in range(self.lr_seeds, self.seeds):
+            for seed in range(self.plan.lr_seeds, self.plan.seeds):
                 yield Trial(loss=loss, seed=seed, lr=lr)
 
     def searched(self, loss: str) -> dict[float, float]:
-        """Return the mean validation Dice by learning rate, NaN where a trial failed or is open."""
+        """Return the mean validation score by learning rate, NaN where one failed or is open."""
         found = {}
-        for lr in self.rates:
-            trials = [Trial(loss=loss, seed=seed, lr=lr) for seed in range(self.lr_seeds)]
+        for lr in self.plan.rates:
+            trials = [Trial(loss=loss, seed=seed, lr=lr) for seed in range(self.plan.lr_seeds)]
             scores = [self.scores.get(trial, math.nan) for trial in trials]
             found[lr] = sum(scores) / len(scores)
         return found
@@ -228,7 +214,7 @@ class Plan:
         None while its search is open, and where no rate got through a trial. Where there is but
         one rate, there is nothing to search.
         """
-        if len(self.rates) > 1 and any(
+        if len(self.plan.rates) > 1 and any(
             self.states.get(t, "new") == "new" for t in self.search(loss)
         ):
             return None
@@ -239,12 +225,13 @@ class Plan:
 
         One that got through more of its trials is better, whatever the scores.
         """
-        if len(self.rates) == 1:
-            return self.rates[0]
+        if len(self.plan.rates) == 1:
+            return self.plan.rates[0]
         known = {}
-        for lr in self.rates:
-            trials = (Trial(loss=loss, seed=seed, lr=lr) for seed in range(self.lr_seeds))
-            scores = [self.scores[trial] for trial in trials if trial in self.scores]
+        metric = self.plan.task.metrics[0]
+        for lr in self.plan.rates:
+            trials = (Trial(loss=loss, seed=seed, lr=lr) for seed in range(self.plan.lr_seeds))
+            scores = [goodness(self.scores[t], metric) for t in trials if t in self.scores]
             if scores:
                 known[lr] = (len(scores), sum(scores) / len(scores))
         return max(known, key=lambda lr: known[lr]) if known else None
@@ -254,7 +241,7 @@ class Plan:
         found = []
         # Round by round over the losses, so that all get ahead alike.
         for kind in (self.search, self.rest):
-            rows = [list(kind(loss)) for loss in self.losses]
+            rows = [list(kind(loss)) for loss in self.plan.losses]
             found += [row[i] for i in range(max(map(len, rows))) for row in rows if i < len(row)]
         return found
 
@@ -277,11 +264,11 @@ class Plan:
     def total(self) -> int:
         """How many trials there are in all; a loss without a usable learning rate needs no more."""
         count = 0
-        for loss in self.losses:
+        for loss in self.plan.losses:
             search = list(self.search(loss))
             over = all(self.states.get(t, "new") != "new" for t in search)
             hopeless = over and self.chosen(loss) is None
-            count += len(search) + (0 if hopeless else self.seeds - self.lr_seeds)
+            count += len(search) + (0 if hopeless else self.plan.seeds - self.plan.lr_seeds)
         return count
 
     @property
@@ -290,20 +277,15 @@ class Plan:
         return sum(self.states.get(trial, "new") != "new" for trial in self.trials())
 
 
-def planned(root: Path, settings: CompareSettings) -> Plan:
-    """Return the plan with all that the folder has of it already."""
-    plan = Plan(
-        losses=settings.losses,
-        seeds=settings.seeds,
-        rates=settings.rates,
-        lr_seeds=settings.lr_seeds,
-    )
-    look(root, plan, [trial for loss in plan.losses for trial in plan.search(loss)])
-    look(root, plan, [trial for loss in plan.losses for trial in plan.rest(loss)])
-    return plan
+def progress_of(root: Path, plan: ComparePlan) -> Progress:
+    """Return how far a plan is, with all that the folder has of it already."""
+    progress = Progress(plan)
+    _read_states(root, progress, [t for loss in plan.losses for t in progress.search(loss)])
+    _read_states(root, progress, [t for loss in plan.losses for t in progress.rest(loss)])
+    return progress
 
 
-def look(root: Path, plan: Plan, trials: Iterable[Trial]) -> None:
+def _read_states(root: Path, progress: Progress, trials: Iterable[Trial]) -> None:
     """Take the state of trials from their folders."""
     for trial in trials:
         folder = TrialFolder(root, trial)
@@ -315,4 +297,4 @@ def look(root: Path, plan: Plan, trials: Iterable[Trial]) -> None:
             except (OSError, ValueError, AttributeError, TypeError):
                 # A report is made without it; the next `compare` sets it aside.
                 state = "failed"
-        plan.finish(trial, state, score)
+        progress.finish(trial, state, score)

@@ -1,13 +1,14 @@
-"""One trial, in a process of its own that calls `main`, the job on stdin.
+"""Trials, in a process of their own that calls `main`, the jobs on stdin.
 
-Its words go into the trial's log. On stdout comes one line of JSON at the end: `{"error": null}`,
-or the error and whether the trial itself is its reason. When stdin closes, whoever started it is
-gone, and so is the worker.
+Its words go into the trial's log. On stdout comes one line of JSON at the end of each trial:
+`{"error": null}`, or the error and whether the trial itself is its reason. When stdin closes,
+whoever started it is gone, and so is the worker.
 """
 
 import contextlib
 import json
 import os
+import queue
 import sys
 import threading
 import traceback
@@ -16,8 +17,13 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from denseloss.compare.settings import CompareSettings
-from denseloss.compare.trials import Failed, Trial, TrialFolder
+from denseloss.compare.folder import ComparisonFolder
+from denseloss.compare.plan import Trial
+from denseloss.compare.trials import Failed, TrialFolder
+from denseloss.data.errors import DataError, InputError
+from denseloss.data.files import save_arrays
+from denseloss.tasks import Data
+from denseloss.train.plan import TrainPlan
 
 _INTERRUPTED = 3
 
@@ -29,16 +35,20 @@ class Job:
     Attributes:
         root: The comparison's folder.
         trial: What to train.
-        settings: Of the comparison, steps decided.
-        size_limits: Object areas that divide small, medium and large.
+        plan: How.
+        data: Digest of the data that is kept in the folder.
+        context: What measurements need to know of the training data.
         keep: How many predictions of held-out images are kept.
+        probe: Whether the trial is to be timed only.
     """
 
     root: Path
     trial: Trial
-    settings: CompareSettings
-    size_limits: tuple[float, float] | None
+    plan: TrainPlan
+    data: str
+    context: Mapping[str, Any]
     keep: int
+    probe: bool = False
 
     def to_json(self) -> str:
         """Return the job as a line."""
@@ -48,13 +58,13 @@ class Job:
     def from_json(cls, line: str) -> "Job":
         """Read a job."""
         found = json.loads(line)
-        limits = found["size_limits"]
         return cls(
-            root=Path(found["root"]),
-            trial=Trial(**found["trial"]),
-            settings=CompareSettings.from_plain(found["settings"]),
-            size_limits=None if limits is None else (limits[0], limits[1]),
-            keep=found["keep"],
+            **{
+                **found,
+                "root": Path(found["root"]),
+                "trial": Trial(**found["trial"]),
+                "plan": TrainPlan.from_table(found["plan"]),
+            }
         )
 
 
@@ -70,17 +80,16 @@ def run_trial(job: Job) -> Failed | None:
     from rich.console import Console
 
     from denseloss.compose import ParseError
-    from denseloss.data import DataError
-    from denseloss.train import InputError, InterruptedRunError
-    from denseloss.train.errors import DivergedError
+    from denseloss.train.errors import DivergedError, InterruptedRunError
 
     folder = TrialFolder(job.root, job.trial)
     try:
         broken = folder.problem()
         if broken is not None:
             print(f"{broken}; set aside as {folder.set_aside()}", flush=True)
-        _train(job, folder, Console())
-        _measure(job, folder)
+        data = _data_of(job)
+        _train(job, folder, data, Console())
+        _measure(job, folder, data)
     except InterruptedRunError:
         raise
     except DivergedError as error:
@@ -104,33 +113,42 @@ def run_trial(job: Job) -> Failed | None:
     return None
 
 
-def _train(job: Job, folder: TrialFolder, console: Any) -> None:
-    from dataclasses import replace
+def _train(job: Job, folder: TrialFolder, data: Data, console: Any) -> None:
+    from denseloss.train.run import run
 
-    from denseloss.train import train
-
-    if folder.trained():
-        return
-    trial = job.trial
-    settings = job.settings.trial(loss=trial.loss, seed=trial.seed, lr=trial.lr)
-    train(replace(settings, out=folder.path), console=console)
+    if not folder.trained():
+        run(job.plan, data, folder=folder.run, console=console)
 
 
-def _measure(job: Job, folder: TrialFolder) -> None:
-    from denseloss.compare import measure
-    from denseloss.train import opened
+def _measure(job: Job, folder: TrialFolder, data: Data) -> None:
+    from denseloss.tasks import named
+    from denseloss.train.run import load_run
 
-    data = opened(job.settings.trial(loss=job.trial.loss))
-    task = measure.restore(folder.path, data=data)
-    for samples, path, keep in (
-        (data.val, folder.validation_file, 0),
-        (data.test, folder.held_out_file, job.keep),
-    ):
-        if not path.exists():
-            measured = measure.measure(task, data, samples, size_limits=job.size_limits, keep=keep)
-            measured.save(path)
+    missing = [
+        (samples, path, keep)
+        for samples, path, keep in (
+            (data.val, folder.validation_file, 0),
+            (data.test, folder.held_out_file, job.keep),
+        )
+        if not path.exists()
+    ]
+    task = named(job.plan.task)
+    if missing:
+        _, trained = load_run(folder.path, data)
+    for samples, path, keep in missing:
+        measured = task.measure(trained, data, samples, context=job.context, keep=keep)
+        save_arrays(path, task.to_arrays(measured))
     # A finished run is not resumed: what only resuming needs would fill the disk.
     folder.run.last_file.unlink(missing_ok=True)
+
+
+def _data_of(job: Job) -> Data:
+    """Return the data that was opened for all trials."""
+    from denseloss.tasks import named
+
+    # Its class may be that of a task in a file of the user's.
+    named(job.plan.task)
+    return ComparisonFolder(job.root).read_data(job.data)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -154,24 +172,23 @@ def probe(job: Job) -> Times:
     Raises:
         InputError: The trial cannot be run; the message is its error.
     """
+    import shutil
     import tempfile
     import time
     from dataclasses import replace
 
-    from denseloss.train import InputError, step_times
+    from denseloss.train.run import step_times
 
-    # Inside the folder of whoever asks, who removes it even if this process is killed; another
-    # machine may not see it.
-    inside = job.root if job.root.is_dir() else None
-    with tempfile.TemporaryDirectory(prefix="denseloss-", dir=inside) as folder:
-        settings = replace(job.settings, steps=1, epochs=None, val_every=1)
+    # Inside the folder of whoever asks, who removes it even if this process is killed.
+    with tempfile.TemporaryDirectory(prefix="denseloss-", dir=job.root) as folder:
+        shutil.copy(ComparisonFolder(job.root).data_file, folder)
+        one = replace(job.plan, steps=1, val_every=1)
         started = time.monotonic()
-        failed = run_trial(replace(job, root=Path(folder), settings=settings))
+        failed = run_trial(replace(job, root=Path(folder), plan=one))
         whole = time.monotonic() - started
     if failed is not None:
         raise InputError(failed.error)
-    trial = job.settings.trial(loss=job.trial.loss, seed=job.trial.seed, lr=job.trial.lr)
-    step, validation = step_times(trial)
+    step, validation = step_times(job.plan, _data_of(job))
     return Times(step=step, validation=validation, rest=max(0.0, whole - step - validation))
 
 
@@ -179,24 +196,28 @@ def _timed(job: Job) -> dict[str, Any]:
     """Return the times and how long it took to find them, or why there are none."""
     import time
 
-    from denseloss.train import InputError
-
     started = time.monotonic()
     try:
         return {**asdict(probe(job)), "seconds": time.monotonic() - started}
     except InputError as error:
-        return {"error": str(error)}
+        return {"error": str(error), "own": False}
 
 
-def _vanish_with_parent() -> None:
-    """End the process when stdin closes: nobody would see the end of this trial."""
+def _jobs_from_parent() -> "queue.SimpleQueue[bytes]":
+    """Return the lines of stdin as they come, and end the process when it closes.
 
-    def wait() -> None:
-        while os.read(sys.stdin.fileno(), 1024):
-            pass
+    Nobody would see the end of a trial then. What it has done stays, and is gone on from.
+    """
+    lines: queue.SimpleQueue[bytes] = queue.SimpleQueue()
+
+    def listen() -> None:
+        with open(0, "rb", buffering=0, closefd=False) as stdin:
+            for line in stdin:
+                lines.put(line)
         os._exit(_INTERRUPTED)
 
-    threading.Thread(target=wait, daemon=True).start()
+    threading.Thread(target=listen, daemon=True).start()
+    return lines
 
 
 @contextlib.contextmanager
@@ -212,36 +233,43 @@ def logged(log: Path) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _talking_to(log: Path) -> Iterator[Any]:
-    """Send stdout and stderr, of libraries in C, too, into a file; yield the old stdout."""
+def _talking_to(log: Path) -> Iterator[None]:
+    """Send stdout and stderr, of libraries in C, too, into a file."""
     log.parent.mkdir(parents=True, exist_ok=True)
-    answers = os.fdopen(os.dup(sys.stdout.fileno()), "w", encoding="utf-8")
     with log.open("a", encoding="utf-8") as file:
         os.dup2(file.fileno(), 1)
         os.dup2(file.fileno(), 2)
-        yield answers
+        yield
+        sys.stdout.flush()
+        sys.stderr.flush()
 
 
 def main() -> int:
-    """Run the job that comes on stdin."""
+    """Run the jobs that come on stdin, one after the other, until it closes.
+
+    A worker that is used again has imported what trials need. It ends after a trial that failed:
+    the next one begins with a clean memory.
+    """
     # No library may start its pool of threads before this; torch reads it when it is imported.
     os.environ.setdefault("OMP_NUM_THREADS", "1")
-    # Not a byte more than the line: the end of stdin is watched for after it.
-    with open(0, "rb", buffering=0, closefd=False) as stdin:
-        job = Job.from_json(stdin.readline().decode())
-    from denseloss.train import InterruptedRunError
+    answers = os.fdopen(os.dup(sys.stdout.fileno()), "w", encoding="utf-8")
+    lines = _jobs_from_parent()
+    failed = False
+    while not failed:
+        job = Job.from_json(lines.get().decode())
+        from denseloss.train.errors import InterruptedRunError
 
-    _vanish_with_parent()
-    try:
-        with _talking_to(TrialFolder(job.root, job.trial).log_file) as answers:
-            answer: Mapping[str, Any]
-            if "--probe" in sys.argv[1:]:
-                answer = _timed(job)
-            else:
-                failed = run_trial(job)
-                answer = asdict(failed) if failed else {"error": None, "own": False}
-            answers.write(json.dumps(answer) + "\n")
-            answers.close()
-    except InterruptedRunError:
-        return _INTERRUPTED
+        try:
+            with _talking_to(TrialFolder(job.root, job.trial).log_file):
+                answer: Mapping[str, Any]
+                if job.probe:
+                    answer = _timed(job)
+                else:
+                    ended = run_trial(job)
+                    answer = asdict(ended) if ended else {"error": None, "own": False}
+        except InterruptedRunError:
+            return _INTERRUPTED
+        answers.write(json.dumps(answer) + "\n")
+        answers.flush()
+        failed = answer.get("error") is not None
     return 0

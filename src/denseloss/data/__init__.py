@@ -1,20 +1,7 @@
-"""Data to train on: folders of images and masks, Pascal VOC and synthetic scenes."""
+"""Images, samples and synthetic scenes: what every task's data is made of."""
 
-from denseloss.data.check import DataReport, check_data
-from denseloss.data.dataset import SegmentationDataset, denormalise, normalise
-from denseloss.data.samples import VOID, DataError, Sample, Task
-from denseloss.data.segmentation import SegmentationData, open_data
+from denseloss.data.errors import DataError
+from denseloss.data.samples import VOID, Sample
+from denseloss.data.transforms import denormalise, normalise
 
-__all__ = [
-    "VOID",
-    "DataError",
-    "DataReport",
-    "Sample",
-    "SegmentationData",
-    "SegmentationDataset",
-    "Task",
-    "check_data",
-    "denormalise",
-    "normalise",
-    "open_data",
-]
+__all__ = ["VOID", "DataError", "Sample", "denormalise", "normalise"]

@@ -1,282 +1,83 @@
-"""One image or mask file to one array, whatever its format, mode and depth."""
+"""Files that are seen whole or not at all."""
 
-import struct
+import os
+import pickle
+import tokenize
+import zipfile
 import zlib
-from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageOps
 
-from denseloss.data.samples import DataError
-
-SUFFIXES = (
-    *(".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".bmp", ".tif", ".tiff", ".webp", ".gif"),
-    *(".pgm", ".ppm", ".pbm"),
-)
-# What Pillow's readers raise on damaged files, as found by damaging some.
-_UNREADABLE = (
+# What reading a file can raise whose bytes were changed.
+UNREADABLE = (
     OSError,
-    SyntaxError,
-    ValueError,
-    RuntimeError,
     EOFError,
-    IndexError,
-    struct.error,
+    KeyError,
+    NotImplementedError,
+    RuntimeError,
+    SyntaxError,
+    TypeError,
+    ValueError,
+    pickle.UnpicklingError,
+    tokenize.TokenError,
+    zipfile.BadZipFile,
     zlib.error,
-    Image.DecompressionBombError,
 )
-_DEEP = ("I", "I;16", "I;16B", "I;16L", "I;16N", "F")
-
-Array = NDArray[Any]
-Window = tuple[float, float]
 
 
-@dataclass(frozen=True)
-class MaskFacts:
-    """What one look at a mask file gives."""
-
-    path: Path
-    size: tuple[int, int]
-    counts: dict[int, int]
-    colour: bool
-    lossy: bool
-    palette: bytes | None
-
-
-@dataclass(frozen=True)
-class ImageFacts:
-    """What the header of an image file gives, and the values of a deep one."""
-
-    path: Path
-    size: tuple[int, int]
-    mode: str
-    deep_range: Window | None
-
-
-def is_picture(path: Path) -> bool:
-    """Whether the name is that of a picture, and not what macOS and Windows leave behind."""
-    return path.suffix.lower() in SUFFIXES and not path.name.startswith(".")
+def write_whole(path: Path, text: str) -> None:
+    """Write a file such that it is seen with its old content or its new one, never half."""
+    with writing_whole(path) as file:
+        file.write(text.encode())
 
 
 @contextmanager
-def _opened(path: Path) -> Iterator[Image.Image]:
+def writing_whole(path: Path) -> Iterator[BinaryIO]:
+    """Yield a file that takes the place of `path` when it is complete, and otherwise never was."""
+    part = path.with_name(path.name + ".part")
     try:
-        with Image.open(path) as picture:
-            yield picture
-    except FileNotFoundError:
-        raise DataError(f"{path}: the file is gone; put it back or open the data again") from None
-    except DataError:
+        with part.open("wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        part.replace(path)
+    except BaseException:
+        part.unlink(missing_ok=True)
         raise
-    except _UNREADABLE as error:
-        why = " ".join(str(error).split()) or type(error).__name__
-        why = "its header is no picture's" if "cannot identify" in why else why
-        raise DataError(
-            f"{path}: cannot be read, damaged or truncated ({why}); replace or remove it"
-        ) from None
 
 
-def _raw_mode(picture: Image.Image) -> str:
-    """How Pillow is about to unpack the bytes of the file, such as `"RGB;16B"`."""
-    tile = getattr(picture, "tile", None)  # an ImageFile's own
-    how = tile[0][3] if tile else ""
-    return str(how[0] if isinstance(how, tuple) and how else how)
-
-
-def _is_deep(picture: Image.Image) -> bool:
-    return picture.mode in _DEEP or _raw_mode(picture).startswith(("RGB;16", "RGBA;16"))
-
-
-def _pixels(path: Path, picture: Image.Image) -> Array:
-    """The decoded pixels, `[h, w]` deep or `[h, w, 3]` RGB, before any orientation."""
-    if picture.mode in _DEEP:
-        return np.asarray(picture)
-    if _is_deep(picture):
-        return _deep_colours(path, picture)
-    if picture.mode in ("P", "PA") and "transparency" in picture.info:
-        picture = picture.convert("RGBA")
-    return np.asarray(picture.convert("RGB"))
-
-
-def _deep_colours(path: Path, picture: Image.Image) -> Array:
-    # Pillow has no mode for colours of 16 bits and keeps the high byte of each. Told that the
-    # bytes lie the other way round, it keeps the low one.
-    mode, order = _raw_mode(picture).split(";16")
-    other = f"{mode};16{'L' if order == 'B' else 'B'}"
-    high = np.asarray(picture.convert("RGB"))
-    with Image.open(path) as again:
-        again.tile = [
-            tile._replace(args=(other, *tile.args[1:]) if isinstance(tile.args, tuple) else other)
-            for tile in again.tile
-        ]
-        low = np.asarray(again.convert("RGB"))
-    deep: Array = (high.astype(np.uint16) << 8) | low
-    return deep
-
-
-def _to_8_bit(pixels: Array, window: Window | None) -> NDArray[np.uint8]:
-    if pixels.dtype != np.uint8:
-        low, high = window or (0.0, 65535.0)
-        scaled = (pixels.astype(np.float32) - low) * (255.0 / max(high - low, 1e-12))
-        pixels = np.rint(np.clip(np.nan_to_num(scaled), 0, 255)).astype(np.uint8)
-    if pixels.ndim == 2:
-        pixels = np.repeat(pixels[:, :, None], 3, axis=2)
-    return pixels
-
-
-def _turn(picture: Image.Image) -> int:
-    try:
-        return int(picture.getexif().get(0x0112, 1))
-    except Exception:  # a camera's broken remarks do not make its image unusable
-        return 1
-
-
-_TURNS: dict[int, Any] = {
-    2: lambda a: a[:, ::-1],
-    3: lambda a: a[::-1, ::-1],
-    4: lambda a: a[::-1],
-    5: lambda a: a.swapaxes(0, 1),
-    6: lambda a: a.swapaxes(0, 1)[:, ::-1],
-    7: lambda a: a.swapaxes(0, 1)[::-1, ::-1],
-    8: lambda a: a.swapaxes(0, 1)[::-1],
-}
-
-
-def read_image(
-    path: Path, *, window: Window | None = None, size: tuple[int, int] | None = None
-) -> NDArray[np.uint8]:
-    """The image as RGB `uint8[h, w, 3]`, upright.
+def save_arrays(path: Path, arrays: Mapping[str, NDArray[Any]]) -> None:
+    """Write a compressed `.npz`, such that it is seen whole or not at all.
 
     Args:
-        path: The file.
-        window: The deep values (16 bit, float) that become 0 and 255.
-        size: (width, height) of the mask. A camera's orientation mark is obeyed, except where the
-            mask fits only the pixels as they are stored: it was painted on those.
+        path: Of the file; what it held before is replaced.
+        arrays: Of plain numbers or text.
     """
-    with _opened(path) as picture:
-        pixels = _to_8_bit(_pixels(path, picture), window)
-        turn = _turn(picture)
-    if turn in _TURNS:
-        upright = _TURNS[turn](pixels)
-        stored_fits = size is not None and pixels.shape[1::-1] == size
-        if upright.shape[1::-1] == size or not stored_fits:
-            pixels = upright
-    return np.array(pixels, order="C")  # Pillow's own array is read-only, torch wants to write
+    with writing_whole(path) as file:
+        np.savez_compressed(file, allow_pickle=False, **arrays)
 
 
-def read_mask(path: Path) -> tuple[Array, bool]:
-    """The raw values of a mask, `int[h, w]`, and whether they are colours `0xRRGGBB`.
+def load_arrays(path: Path) -> dict[str, NDArray[Any]]:
+    """Read what `save_arrays` wrote, all of it, with its checksums.
 
-    The value of a palette mask is the palette entry, never the colour (Pascal VOC). A colour mask
-    whose three channels are equal everywhere is a grey one.
+    Raises:
+        FileNotFoundError: There is no such file.
+        ValueError: The file is damaged; the message names it.
     """
-    with _opened(path) as picture:
-        picture.load()
-        # A rotation of label values: nothing is interpolated.
-        picture = ImageOps.exif_transpose(picture)
-        if picture.mode == "1":
-            return np.asarray(picture).astype(np.uint8), False
-        if picture.mode in ("L", "P", *_DEEP):
-            return _whole_numbers(path, np.asarray(picture)), False
-        if picture.mode in ("LA", "PA"):
-            return np.asarray(picture)[..., 0], False
-        rgb = np.asarray(picture.convert("RGB"))
-    red, green, blue = rgb[..., 0], rgb[..., 1], rgb[..., 2]
-    if np.array_equal(red, green) and np.array_equal(red, blue):
-        return red, False
-    code = (red.astype(np.int32) << 16) | (green.astype(np.int32) << 8) | blue
-    return code, True
-
-
-def _whole_numbers(path: Path, values: Array) -> Array:
-    if values.dtype.kind != "f":
-        return values
-    whole = values.astype(np.int32)
-    if not np.array_equal(whole, values):
-        raise DataError(f"{path}: holds fractions, not labels; save the mask as whole numbers")
-    return whole
-
-
-def count_values(values: Array) -> dict[int, int]:
-    """How many pixels have each value."""
-    if values.dtype == np.uint8:
-        counts = np.bincount(values.reshape(-1), minlength=256)
-        return {int(v): int(counts[v]) for v in np.flatnonzero(counts)}
-    # Runs of equal pixels first: sorting every pixel of a label image is needless work.
-    flat = values.reshape(-1)
-    starts = np.flatnonzero(np.concatenate(([True], flat[1:] != flat[:-1])))
-    lengths = np.diff(np.append(starts, flat.size))
-    found, inverse = np.unique(flat[starts], return_inverse=True)
-    totals = np.bincount(inverse, weights=lengths)
-    return {int(v): int(n) for v, n in zip(found, totals, strict=True)}
-
-
-def look_at_mask(path: Path) -> MaskFacts:
-    """Decode a mask once and count its values."""
-    with _opened(path) as picture:
-        lossy = picture.format in ("JPEG", "MPO")
-        palette = bytes(picture.getpalette() or ()) if picture.mode == "P" else None
-    values, colour = read_mask(path)
-    return MaskFacts(path, values.shape[1::-1], count_values(values), colour, lossy, palette)
-
-
-def look_at_image(path: Path, *, whole: bool) -> ImageFacts:
-    """Read the header of an image, and decode it where `whole`, deep or of doubtful ending."""
-    with _opened(path) as picture:
-        size, mode = picture.size, picture.mode
-        deep = _is_deep(picture)
-        values = None
-        if deep or whole or not _ends_well(path, picture.format):
-            pixels = _pixels(path, picture)
-            mode = "RGB;16" if deep and pixels.ndim == 3 else mode
-            values = _deep_range(pixels) if deep else None
-    return ImageFacts(path, size, mode, values)
-
-
-def oriented_size(path: Path) -> tuple[int, int]:
-    """(width, height) after a camera's orientation mark is obeyed."""
-    with _opened(path) as picture:
-        width, height = picture.size
-        return (height, width) if _turn(picture) in (5, 6, 7, 8) else (width, height)
-
-
-def _ends_well(path: Path, kind: str | None) -> bool:
-    # A download that stopped has no end mark; looking for it is a thousand times cheaper than
-    # decoding, so that a large data set is opened in seconds and still no truncated file gets by.
-    with path.open("rb") as file:
-        file.seek(0, 2)
-        file.seek(max(file.tell() - 64, 0))
-        tail = file.read()
-    return (kind == "PNG" and b"IEND" in tail) or (kind in ("JPEG", "MPO") and b"\xff\xd9" in tail)
-
-
-def _deep_range(pixels: Array) -> Window | None:
-    finite = pixels[np.isfinite(pixels)]
-    if finite.size == 0:
-        return None
-    low, high = np.quantile(finite, (0.001, 0.999), method="nearest")
-    return float(low), float(high)
-
-
-def deep_window(ranges: list[Window]) -> Window | None:
-    """The values of deep images between which 8 bits are spent.
-
-    One window for the whole data set keeps its images comparable. Each image gives all but 0.1 %
-    at each end: one hot pixel would otherwise turn every image black.
-    """
-    if not ranges:
-        return None
-    return min(low for low, _ in ranges), max(high for _, high in ranges)
-
-
-def total_counts(facts: list[MaskFacts]) -> Counter[int]:
-    """The pixels of each raw value over all masks."""
-    total: Counter[int] = Counter()
-    for each in facts:
-        total.update(each.counts)
-    return total
+    try:
+        # numpy need not read up to the checksum of an array.
+        with zipfile.ZipFile(path) as archive:
+            damaged = archive.testzip()
+        if damaged is not None:
+            raise ValueError(f"wrong checksum of {damaged}")
+        with np.load(path, allow_pickle=False) as file:
+            return {name: file[name] for name in file.files}
+    except FileNotFoundError:
+        raise
+    except UNREADABLE as error:
+        raise ValueError(f"{path}: is damaged ({error}); remove it to make it again") from error

@@ -1,24 +1,12 @@
-"""What every reader speaks of: a sample, the index of a void pixel, and the error."""
+"""What every reader speaks of: a sample, the index of void, and what is wrong with files."""
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
-Task = Literal["binary", "multiclass"]
+from denseloss.data.errors import DataError
 
 VOID = 255
 """The index of a void pixel in every mask that `denseloss.data` returns."""
-
-
-class DataError(Exception):
-    """Bad data; the message is one line, names the file and says what to do."""
-
-    def __init__(self, message: str) -> None:
-        # A DataLoader raises a worker's exception anew with the worker's whole traceback as its
-        # message; the one line for the user is the last of it.
-        if "Original Traceback" in message:
-            message = message.rstrip().rpartition("DataError: ")[2]
-        super().__init__(message)
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,8 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 from torch import Tensor
 
-from denseloss.data.samples import VOID, DataError
+from denseloss.data.errors import DataError
+from denseloss.data.samples import VOID
 
 Field = NDArray[np.floating[Any]]
 Painter = Callable[["Canvas", "Scenes"], None]

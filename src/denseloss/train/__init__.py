@@ -1,16 +1,18 @@
-"""Training: Lightning tasks, models, run folders."""
+"""Training: settings, plans, Lightning modules, run folders. It knows no task."""
 
-from denseloss.train.errors import InputError, InterruptedRunError
-from denseloss.train.run import TrainResult, is_first_process, opened, step_times, train
-from denseloss.train.settings import TrainSettings
+import importlib
+from typing import TYPE_CHECKING, Any
 
-__all__ = [
-    "InputError",
-    "InterruptedRunError",
-    "TrainResult",
-    "TrainSettings",
-    "is_first_process",
-    "opened",
-    "step_times",
-    "train",
-]
+if TYPE_CHECKING:
+    from denseloss.train.run import TrainResult, is_first_process, load_run, train
+    from denseloss.train.settings import TrainSettings
+
+__all__ = ["TrainResult", "TrainSettings", "is_first_process", "load_run", "train"]
+
+
+def __getattr__(name: str) -> Any:
+    """Import what is asked for: Lightning, which takes seconds, is of use in training only."""
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    home = "settings" if name == "TrainSettings" else "run"
+    return getattr(importlib.import_module(f"{__name__}.{home}"), name)

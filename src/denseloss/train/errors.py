@@ -1,8 +1,6 @@
-"""The errors of the tool that are the user's to mend: one line that says what to do."""
+"""How a run ends early."""
 
-
-class InputError(ValueError):
-    """Something the user gave cannot be used; the message is one line and says what to do."""
+from denseloss.data.errors import InputError
 
 
 class DivergedError(InputError):

@@ -4,17 +4,20 @@ import csv
 import io
 import json
 import math
-import os
 import time
 import tomllib
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
-from denseloss.train.errors import InputError
+from denseloss.data.errors import InputError
+from denseloss.data.files import write_whole
 
 Table = Mapping[str, Any]
+
+FORMAT = 2
+"""Of the folders of runs and comparisons. 1 was that of development versions up to November 2026;
+its columns and settings had other names."""
 
 
 class RunFolder:
@@ -61,12 +64,14 @@ class RunFolder:
     def config(self) -> dict[str, Any]:
         """Return the configuration that the run was begun with."""
         try:
-            return tomllib.loads(self.config_file.read_text(encoding="utf-8"))
+            config = tomllib.loads(self.config_file.read_text(encoding="utf-8"))
         except tomllib.TOMLDecodeError as error:
             raise InputError(
                 f"{self.config_file}: cannot be read ({error}); remove {self.path} or choose "
                 "another --out"
             ) from None
+        refuse_other_formats(self.path, config)
+        return config
 
     def begin(self, config: Table) -> None:
         """Make the folder and write the configuration."""
@@ -99,11 +104,32 @@ class RunFolder:
         write_whole(self.summary_file, text + "\n")
 
 
-def difference(old: Table, new: Table) -> str | None:
-    """Return the first setting in which two configurations differ, in words."""
+def refuse_other_formats(path: Path, config: Table) -> None:
+    """Refuse the folder of a run or comparison that another version made.
+
+    Raises:
+        InputError: With the version.
+    """
+    made = config.get("run", {})
+    if made.get("format", 1) != FORMAT:
+        raise InputError(
+            f"{path}: was made by denseloss {made.get('denseloss', 'of unknown version')} with "
+            f"folders of format {made.get('format', 1)}, and this version reads format {FORMAT}; "
+            "use that version for it, or choose another --out"
+        )
+
+
+def difference(old: Table, new: Table, *, only: Sequence[str] = ()) -> str | None:
+    """Return the first setting in which two configurations differ, in words.
+
+    Args:
+        old: Tables of values.
+        new: The same.
+        only: Keys that count; none stands for all.
+    """
     for section in new:
         before, now = old.get(section, {}), new[section]
-        for key in sorted({*before, *now}):
+        for key in only or sorted({*before, *now}):
             if before.get(key) != now.get(key):
                 return f"{key} was {_shown(before, key)}, now it is {_shown(now, key)}"
     return None
@@ -111,27 +137,6 @@ def difference(old: Table, new: Table) -> str | None:
 
 def _shown(table: Table, key: str) -> str:
     return _toml_value(table[key]) if key in table else "not set"
-
-
-def write_whole(path: Path, text: str) -> None:
-    """Write a file such that it is seen with its old content or its new one, never half."""
-    with writing_whole(path) as file:
-        file.write(text.encode())
-
-
-@contextmanager
-def writing_whole(path: Path) -> Iterator[BinaryIO]:
-    """Yield a file that takes the place of `path` when it is complete, and otherwise never was."""
-    part = path.with_name(path.name + ".part")
-    try:
-        with part.open("wb") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        part.replace(path)
-    except BaseException:
-        part.unlink(missing_ok=True)
-        raise
 
 
 def to_toml(tables: Table) -> str:
@@ -151,6 +156,9 @@ def _toml_value(value: Any) -> str:
     if isinstance(value, bool | int | float | str):
         # JSON and TOML write these alike.
         return json.dumps(value, ensure_ascii=False)
+    if isinstance(value, Mapping):
+        inside = ", ".join(f"{_toml_key(k)} = {_toml_value(v)}" for k, v in value.items())
+        return f"{{ {inside} }}"
     if isinstance(value, Sequence):
         return f"[{', '.join(map(_toml_value, value))}]"
     raise TypeError(f"{value!r} has no place in a configuration")

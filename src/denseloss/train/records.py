@@ -2,8 +2,8 @@
 
 import math
 import time
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, TypeVar
 
 import lightning as L
 from lightning.pytorch.callbacks import Callback
@@ -18,14 +18,16 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
-from denseloss.data import SegmentationData
+from denseloss.tasks import Data, Metric
 from denseloss.train.folder import RunFolder
-from denseloss.train.segmentation import SegmentationTask
+from denseloss.train.module import TrainingModule
 
 Row = dict[str, float | int]
+R = TypeVar("R", bound=Mapping[str, float])
 
 # A float of metrics.csv has as many digits as a float32 holds.
 _DIGITS = 7
+_OWN = ("epoch", "step", "loss", "val_loss", "score")
 _BAR_SECONDS = 0.2
 
 
@@ -37,6 +39,7 @@ class Records(Callback):
         console: Where the progress is shown.
         steps: How many steps are planned.
         steps_per_epoch: What makes steps epochs.
+        metric: What the column `score` is.
         seconds: After how much training time to stop, None for no such limit.
     """
 
@@ -47,12 +50,14 @@ class Records(Callback):
         console: Console,
         steps: int,
         steps_per_epoch: int,
+        metric: Metric,
         seconds: float | None,
     ) -> None:
         self.folder = folder
         self.console = console
         self.steps = steps
         self.steps_per_epoch = steps_per_epoch
+        self.metric = metric
         self.seconds = seconds
         self.rows: list[Row] = []
         self.saved_step = 0
@@ -97,23 +102,23 @@ class Records(Callback):
 
     def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *_: Any) -> None:
         """Move the bar, and stop when the time is over."""
+        assert isinstance(pl_module, TrainingModule)
         # Asking for the loss makes a GPU wait, so it is not asked at every step.
         if self._bar is not None and time.monotonic() > self._shown + _BAR_SECONDS:
-            assert isinstance(pl_module, SegmentationTask)
             self._shown = time.monotonic()
             text = f"loss {pl_module.last_loss():.3f}"
             if self.rows:
-                text += f"  val Dice {self.rows[-1]['mean_dice']:.3f}"
-            self._bar.update(self._bar_task, completed=trainer.global_step, description=text)
+                text += f"  val {self.metric.name} {self.rows[-1]['score']:.3f}"
+            self._bar.update(self._bar_task, completed=pl_module.step_count, description=text)
         over = self.seconds is not None and self._elapsed() > self.seconds
-        if over and trainer.global_step < self.steps and not trainer.should_stop:
+        if over and pl_module.step_count < self.steps and not trainer.should_stop:
             trainer.should_stop = True
-            self._say(f"the time is over at step {trainer.global_step} of {self.steps}")
+            self._say(f"the time is over at step {pl_module.step_count} of {self.steps}")
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Write the row of the validation that has just been."""
-        assert isinstance(pl_module, SegmentationTask)
-        step = trainer.global_step
+        assert isinstance(pl_module, TrainingModule)
+        step = pl_module.step_count
         epoch = round(step / self.steps_per_epoch, 2)
         self.rows.append(
             {
@@ -134,7 +139,7 @@ class Records(Callback):
         self._say(
             f"step {step:{width}}/{self.steps}  epoch {row['epoch']:<6}  "
             f"loss {row['loss']:.4f}  val loss {row['val_loss']:.4f}  "
-            f"val Dice {row['mean_dice']:.4f}  val IoU {row['mean_iou']:.4f}{best}"
+            f"{'  '.join(self._scores(row))}{best}"
         )
 
     def on_train_end(self, *_: Any) -> None:
@@ -146,24 +151,27 @@ class Records(Callback):
         self._close()
 
     def best(self) -> Row:
-        """Return the row with the highest mean Dice, the first of equals."""
-        return max(self.rows, key=lambda row: _or_lowest(row["mean_dice"]))
+        """Return the row with the best score, the first of equals."""
+        return best_row(self.rows, self.metric)
 
-    def summary(
-        self, data: SegmentationData, *, test: Mapping[str, float] | None
-    ) -> dict[str, Any]:
+    def _scores(self, row: Row) -> Iterator[str]:
+        yield f"val {self.metric.name} {row['score']:.4f}"
+        for key, value in row.items():
+            if key not in _OWN and "/" not in key and key != self.metric.key:
+                yield f"val {key} {value:.4f}"
+
+    def summary(self, data: Data, *, test: Mapping[str, float] | None) -> dict[str, Any]:
         """Return what `summary.json` says."""
         best = self.best()
         return {
             "data": data.name,
-            "task": data.task,
+            "score": {"name": self.metric.name, "higher_is_better": self.metric.higher_is_better},
             "best": best,
             "last": self.rows[-1],
             "test": None if test is None else {k: _rounded(v) for k, v in test.items()},
             "steps": self.rows[-1]["step"],
             "planned_steps": self.steps,
             "seconds": round(self._elapsed(), 1),
-            "class_names": list(data.class_names),
         }
 
     def _elapsed(self) -> float:
@@ -182,5 +190,13 @@ def _rounded(value: float) -> float:
     return float(f"{value:.{_DIGITS}g}")
 
 
-def _or_lowest(score: float) -> float:
-    return -math.inf if math.isnan(score) else score
+def best_row(rows: Sequence[R], metric: Metric) -> R:
+    """Return the row with the best score, the first of equals; one without a score is the worst."""
+    return max(rows, key=lambda row: goodness(row["score"], metric))
+
+
+def goodness(score: float, metric: Metric) -> float:
+    """Return a score such that higher is better; NaN is the worst."""
+    if math.isnan(score):
+        return -math.inf
+    return score if metric.higher_is_better else -score

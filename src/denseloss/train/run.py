@@ -9,9 +9,9 @@ import sys
 import time
 import tomllib
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal
@@ -27,32 +27,27 @@ from rich.console import Console
 from rich.progress import track
 
 from denseloss import compose
-from denseloss.data import SegmentationData, open_data
-from denseloss.train.criterion import TaskCriterion
-from denseloss.train.errors import InputError, InterruptedRunError
-from denseloss.train.folder import RunFolder, difference, to_toml
-from denseloss.train.models import build_model
-from denseloss.train.pictures import draw_curves, draw_samples
+from denseloss.data.errors import InputError
+from denseloss.data.files import UNREADABLE
+from denseloss.data.transforms import mixed
+from denseloss.tasks import Data, Split, Task, find, full_name, named
+from denseloss.train.curves import draw_curves
+from denseloss.train.errors import InterruptedRunError
+from denseloss.train.folder import FORMAT, RunFolder, difference, to_toml
+from denseloss.train.loading import Batches, Loading
+from denseloss.train.module import TrainingModule
+from denseloss.train.plan import TrainPlan, options_of, plan_lines, plan_of, read_options, split_of
 from denseloss.train.records import Records
-from denseloss.train.segmentation import (
-    Loading,
-    SegmentationBatches,
-    SegmentationTask,
-    mixed,
-    steps_per_epoch,
-)
+from denseloss.train.schedule import steps_per_epoch
 from denseloss.train.settings import (
-    VALIDATIONS,
     TrainSettings,
-    check_settings,
-    default_out,
-    plan_lines,
-    resolved,
-    schedule_of,
-    with_validations,
+    TrialSettings,
+    check_train,
+    data_name,
+    slug,
     world_size,
 )
-from denseloss.train.timing import seconds_of_parts, steps_in
+from denseloss.train.timing import seconds_of_parts
 
 # What may differ when a run is resumed: it changes how fast the numbers come, not the numbers.
 _FREE = ("workers", "logger")
@@ -72,7 +67,7 @@ class TrainResult:
 
 
 def train(settings: TrainSettings, *, console: Console | None = None) -> TrainResult:
-    """Train a network on a folder of images with one loss.
+    """Train a network on data with one loss.
 
     Args:
         settings: What to do.
@@ -86,86 +81,144 @@ def train(settings: TrainSettings, *, console: Console | None = None) -> TrainRe
         DataError: The data cannot be used.
         InterruptedRunError: Training was stopped from outside; the same call goes on with it.
     """
-    check_settings(settings)
+    check_train(settings)
+    console = console or Console(quiet=True)
+    task, task_name = task_of(settings)
+    loss = str(compose.parse(settings.loss or task.defaults.loss, mixed=True))
+    folder = RunFolder(settings.out or default_out(replace(settings, loss=loss)))
+    # The other processes of a run start when the first has written the configuration.
+    before = folder.unfinished() if is_first_process() else folder.config()
+    known = TrainPlan.from_table(before["settings"]) if before is not None else None
+    data = opened(settings, task, split_of(settings), console=console)
+    with _quiet_lightning(), _explained():
+        plan = plan_of(
+            settings,
+            task,
+            task_name,
+            data,
+            known=known,
+            clock=lambda plan: _times(plan, task, data),
+        )
+    return run(plan, data, folder=folder, console=console)
+
+
+def run(
+    plan: TrainPlan, data: Data, *, folder: RunFolder, console: Console | None = None
+) -> TrainResult:
+    """Train as planned, from where an interrupted run of the same plan has come.
+
+    Args:
+        plan: What to do.
+        data: That was opened.
+        folder: Where to.
+        console: Where to say what is going on; None says nothing.
+
+    Raises:
+        InputError: The folder holds something else, or the loss became NaN or infinite.
+        InterruptedRunError: Training was stopped from outside; the same call goes on with it.
+    """
     first = is_first_process()
     console = console if console and first else Console(quiet=True)
-    weighted_sum = compose.parse(settings.loss, mixed=True)
-    settings = replace(settings, loss=str(weighted_sum))
-    folder = RunFolder(settings.out or default_out(settings))
-    # The other processes of a run start when the first has written the configuration.
-    before = folder.unfinished() if first else folder.config()
-    data = opened(settings, console=console)
-    settings = resolved(settings, data)
+    task = named(plan.task)
     with _quiet_lightning(), _explained():
-        task, loading = _prepared(settings, weighted_sum, data)
-        if settings.steps is None:
-            settings = replace(settings, steps=_steps(settings, before, task, loading))
-        settings = with_validations(settings, images=len(data.train))
-        task.schedule = schedule_of(settings)
-        trainer, records = _trainer(settings, folder, loading, console)
+        before = folder.unfinished() if first else folder.config()
+        module, loading = _prepared(plan, task, data)
+        trainer, records = _trainer(plan, task, folder, loading, console)
         if first:
-            _start(folder, before, _config(settings, data))
+            _start(folder, before, _config(plan, data))
         for line in (
-            *plan_lines(settings, data, task.model, task.criterion),
+            *plan_lines(plan, task, data, module.model, module.criterion),
             f"out: {folder.path}",
         ):
             console.print(line, highlight=False, markup=False, soft_wrap=True)
         with _stoppable(trainer, folder, records):
-            summary = _fit(trainer, folder, task, loading, records, loss=settings.loss)
+            summary = _fit(trainer, folder, module, loading, records, loss=plan.loss)
     return TrainResult(folder=folder.path, summary=summary)
 
 
-def step_times(settings: TrainSettings) -> tuple[float, float]:
-    """Time a training step and a whole validation of a run, without leaving anything behind.
+def step_times(plan: TrainPlan, data: Data) -> tuple[float, float]:
+    """Time a training step and a whole validation, without leaving anything behind.
 
     Args:
-        settings: Of the run; how long it is to be does not matter.
+        plan: Of the run; how long it is to be does not matter.
+        data: That was opened.
 
     Returns:
         Seconds of a step and of a validation, on this machine as busy as it is now.
 
     Raises:
-        InputError: A setting cannot be used.
-        DataError: The data cannot be used.
+        InputError: The plan cannot be run.
     """
-    check_settings(settings)
-    data = opened(settings)
-    settings = resolved(settings, data)
     with _quiet_lightning(), _explained():
-        task, loading = _prepared(settings, compose.parse(settings.loss, mixed=True), data)
-        return seconds_of_parts(task, loading, trainer_options=_trainer_options(settings))
+        return _times(plan, named(plan.task), data)
 
 
-def _prepared(
-    settings: TrainSettings, weighted_sum: compose.WeightedSum, data: SegmentationData
-) -> tuple[SegmentationTask, Loading]:
-    """Build the network and what it is fed; the same seed gives the same weights to every loss."""
-    criterion = TaskCriterion(weighted_sum, task=data.task, num_classes=data.num_classes)
-    torch.set_num_threads(settings.threads or 1)
-    torch.manual_seed(mixed(settings.seed))
-    model = build_model(
-        settings.model,
-        num_outputs=criterion.num_outputs,
-        deep_supervision=settings.deep_supervision,
-    )
-    loading = Loading(
-        data=data,
-        size=settings.size or 0,
-        batch_size=settings.batch_size,
-        seed=settings.seed,
-        workers=settings.workers or 0,
-        # On the CPU it would open a context on a GPU that nobody asked for.
-        pin_memory=settings.accelerator in ("cuda", "gpu"),
-    )
-    task = SegmentationTask(
-        model,
-        criterion,
-        task=data.task,
-        class_names=data.class_names,
-        seed=settings.seed,
-        accumulate=settings.accumulate,
-    )
-    return task, loading
+def load_run(
+    path: Path, data: Data, *, device: torch.device | str | None = None
+) -> tuple[TrainPlan, TrainingModule]:
+    """Load the network of a finished run, with the weights of `best.ckpt`, ready to predict.
+
+    Args:
+        path: The run's folder.
+        data: What it was trained on.
+        device: Where it predicts; None is the accelerator of the run.
+
+    Raises:
+        InputError: A file is missing or cannot be read, the data is other data, or the accelerator
+            of the run is not there.
+    """
+    folder = RunFolder(path)
+    try:
+        config = folder.config()
+        plan = TrainPlan.from_table(config["settings"])
+        changed = difference({"data": config["data"]}, {"data": facts(data)}, only=("classes",))
+        if changed is not None:
+            raise InputError(f"{path}: was trained on other data: {changed}")
+        # The weights are overwritten; whoever draws from the generator next must not notice.
+        with torch.random.fork_rng(devices=[]):
+            module, _ = _prepared(plan, named(plan.task), data)
+        best = torch.load(folder.best_file, map_location="cpu", weights_only=True)
+        module.load_state_dict(best["state_dict"])
+    except InputError:
+        raise
+    except FileNotFoundError as error:
+        raise InputError(f"{error.filename}: is missing; this run is not finished") from None
+    except UNREADABLE as error:
+        reason = " ".join(str(error).split())[:200]
+        raise InputError(
+            f"{path}: its config.toml or best.ckpt cannot be read ({reason}); remove the folder "
+            "and train again"
+        ) from error
+    return plan, module.to(torch.device(device or _device(plan, path))).eval()
+
+
+def _device(plan: TrainPlan, path: Path) -> str:
+    if plan.accelerator in ("cuda", "gpu") and torch.cuda.is_available():
+        return f"cuda:{int(plan.devices.split(',')[0])}" if "," in plan.devices else "cuda"
+    if plan.accelerator in ("mps", "gpu") and torch.backends.mps.is_available():
+        return "mps"
+    if plan.accelerator == "cpu":
+        return "cpu"
+    raise InputError(f"{path}: was trained on {plan.accelerator}, which torch does not find here")
+
+
+def task_of(settings: TrialSettings) -> tuple[Task, str]:
+    """Return the task that is asked for or that the data looks like, and its full name.
+
+    Raises:
+        InputError: There is no such task.
+    """
+    if settings.task == "auto":
+        task = find(settings.data)
+        return task, task.name
+    name = full_name(settings.task)
+    return named(name), name
+
+
+def default_out(settings: TrainSettings) -> Path:
+    """Return the run folder of a run for which none was named."""
+    parts = (data_name(settings.data), slug((settings.loss or "")[:80]), str(settings.seed))
+    return Path("runs") / "-".join(parts)
 
 
 def is_first_process() -> bool:
@@ -173,29 +226,29 @@ def is_first_process() -> bool:
     return all(os.environ.get(name, "0") == "0" for name in ("RANK", "LOCAL_RANK", "NODE_RANK"))
 
 
-def opened(settings: TrainSettings, *, console: Console | None = None) -> SegmentationData:
+def opened(
+    settings: TrialSettings, task: Task, split: Split, *, console: Console | None = None
+) -> Data:
     """Open the data of a run, and say what was found.
 
     Args:
         settings: Of the run.
+        task: Of the data.
+        split: How to divide it.
         console: Where to say it; None says nothing.
 
     Raises:
         DataError: The data cannot be used.
     """
-    console = console or Console(quiet=True)
+    console = console if console and is_first_process() else Console(quiet=True)
 
-    def progress(items: Iterable[Any]) -> Iterable[Any]:
+    def progress(items: Any) -> Any:
         return track(items, "looking at the data", console=console, transient=True)
 
-    data = open_data(
+    data = task.open(
         settings.data,
-        task=settings.task,
-        classes=settings.classes,
-        ignore_index=settings.ignore_index,
-        seed=settings.seed if settings.split_seed is None else settings.split_seed,
-        val_share=settings.val_share,
-        test_share=settings.test_share,
+        options_of(task, settings),
+        split=split,
         progress=progress if console.is_terminal else None,
     )
     for line in data.describe():
@@ -203,42 +256,59 @@ def opened(settings: TrainSettings, *, console: Console | None = None) -> Segmen
     return data
 
 
-def _steps(
-    settings: TrainSettings,
-    before: dict[str, Any] | None,
-    task: SegmentationTask,
-    loading: Loading,
-) -> int:
-    """Plan the steps of a time, once: a resumed run keeps its plan."""
-    assert settings.minutes is not None
-    known = (before or {}).get("settings", {})
-    if known.get("minutes") == settings.minutes and "steps" in known:
-        return int(known["steps"])
-    return steps_in(
-        settings.minutes,
-        task,
-        loading,
-        validations=VALIDATIONS,
-        trainer_options=_trainer_options(settings),
+def _prepared(plan: TrainPlan, task: Task, data: Data) -> tuple[TrainingModule, Loading]:
+    """Build the network and what it is fed; the same seed gives the same weights to every loss."""
+    criterion = task.criterion(compose.parse(plan.loss, mixed=True), data)
+    torch.set_num_threads(plan.threads)
+    torch.manual_seed(mixed(plan.seed))
+    network = task.network(plan.model, data, criterion, read_options(plan))
+    loading = Loading(
+        task=task,
+        data=data,
+        size=plan.size,
+        batch_size=plan.batch_size,
+        seed=plan.seed,
+        workers=plan.workers,
+        # On the CPU it would open a context on a GPU that nobody asked for.
+        pin_memory=plan.accelerator in ("cuda", "gpu"),
     )
+    module = TrainingModule(
+        network,
+        criterion,
+        task.meter(data),
+        turns=task.turns(network, criterion),
+        seed=plan.seed,
+        accumulate=plan.accumulate,
+        precision=plan.precision,
+    )
+    module.schedule = plan.schedule
+    return module, loading
 
 
-def _config(settings: TrainSettings, data: SegmentationData) -> dict[str, dict[str, Any]]:
-    asked = asdict(replace(settings, out=None))
+def _times(plan: TrainPlan, task: Task, data: Data) -> tuple[float, float]:
+    module, loading = _prepared(plan, task, data)
+    return seconds_of_parts(module, loading, trainer_options=_trainer_options(plan))
+
+
+def facts(data: Data) -> dict[str, Any]:
+    """Return what a configuration says of the data."""
+    return {
+        "name": data.name,
+        "found": data.source,
+        "classes": list(getattr(data, "class_names", ())),
+        "train": len(data.train),
+        "val": len(data.val),
+        "test": len(data.test),
+        "split": data.split_note,
+    }
+
+
+def _config(plan: TrainPlan, data: Data) -> dict[str, dict[str, Any]]:
     config = {
-        "settings": {key: value for key, value in asked.items() if value is not None},
-        "data": {
-            "found": data.source,
-            "task": data.task,
-            "class_names": data.class_names,
-            "values": data.values,
-            "ignore_value": data.ignore_value,
-            "train": len(data.train),
-            "val": len(data.val),
-            "test": len(data.test),
-            "split": data.split_note,
-        },
+        "settings": plan.to_table(),
+        "data": facts(data),
         "run": {
+            "format": FORMAT,
             "command": shlex.join(["denseloss", *sys.argv[1:]]),
             "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
             "machine": platform.platform(),
@@ -246,7 +316,7 @@ def _config(settings: TrainSettings, data: SegmentationData) -> dict[str, dict[s
             **{name: version(name) for name in ("denseloss", "torch", "lightning", "monai")},
         },
     }
-    # As it will be read back: a tuple becomes a list, None disappears.
+    # As it will be read back: a tuple becomes a list.
     return tomllib.loads(to_toml(config))
 
 
@@ -257,9 +327,7 @@ def _start(folder: RunFolder, before: dict[str, Any] | None, config: dict[str, A
         return
     comparable = [
         {
-            # Runs from before there was an option were made with its default.
-            "settings": {"accumulate": 1}
-            | {k: v for k, v in c.get("settings", {}).items() if k not in _FREE},
+            "settings": {k: v for k, v in c.get("settings", {}).items() if k not in _FREE},
             "data": {k: v for k, v in c.get("data", {}).items() if k != "found"},
         }
         for c in (before, config)
@@ -273,16 +341,16 @@ def _start(folder: RunFolder, before: dict[str, Any] | None, config: dict[str, A
     folder.log("resumed")
 
 
-def _trainer_options(settings: TrainSettings) -> dict[str, Any]:
-    several = world_size(settings) > 1
+def _trainer_options(plan: TrainPlan) -> dict[str, Any]:
+    several = world_size(plan.devices) > 1
     return {
         # One process is one process: in a job of Slurm, Lightning would expect one per task.
         "plugins": [] if several else [LightningEnvironment()],
-        "accelerator": settings.accelerator,
-        "devices": settings.devices if "," in settings.devices else int(settings.devices),
+        "accelerator": plan.accelerator,
+        "devices": plan.devices if "," in plan.devices else int(plan.devices),
         # "auto" would take something slower than DDP in a notebook.
         "strategy": "ddp" if several else "auto",
-        "precision": settings.precision,
+        "precision": plan.precision,
         "num_sanity_val_steps": 0,
         "enable_progress_bar": False,
         "enable_model_summary": False,
@@ -292,66 +360,79 @@ def _trainer_options(settings: TrainSettings) -> dict[str, Any]:
 
 
 def _trainer(
-    settings: TrainSettings, folder: RunFolder, loading: Loading, console: Console
+    plan: TrainPlan, task: Task, folder: RunFolder, loading: Loading, console: Console
 ) -> tuple[L.Trainer, Records]:
-    schedule = schedule_of(settings)
-    images = settings.batch_size * world_size(settings)
+    metric = task.metrics[0]
+    mode = "max" if metric.higher_is_better else "min"
     records = Records(
         folder,
         console=console,
-        steps=schedule.steps,
-        steps_per_epoch=steps_per_epoch(len(loading.data.train), images),
-        seconds=60 * settings.minutes if settings.minutes else None,
+        steps=plan.steps,
+        steps_per_epoch=steps_per_epoch(len(loading.data.train), plan.images_per_step),
+        metric=metric,
+        seconds=60 * plan.minutes if plan.minutes else None,
     )
     callbacks: list[Callback] = [
         records,
         ModelCheckpoint(
             folder.path,
             filename="best",
-            monitor="mean_dice",
-            mode="max",
+            monitor="score",
+            mode=mode,
             save_last=True,
             save_on_train_epoch_end=True,
             enable_version_counter=False,
         ),
     ]
-    if settings.patience is not None:
+    if plan.average:
+        callbacks.insert(0, _averaging(plan.average))
+    if plan.patience:
         callbacks.append(
-            EarlyStopping("mean_dice", mode="max", patience=settings.patience, check_finite=False)
+            EarlyStopping("score", mode=mode, patience=plan.patience, check_finite=False)
         )
     trainer = L.Trainer(
         # What Lightning calls an epoch is here the stretch of steps up to a validation.
-        max_epochs=-(-schedule.steps // schedule.val_every),
+        max_epochs=-(-plan.steps // plan.val_every),
         callbacks=callbacks,
-        logger=_logger(settings, folder),
-        **_trainer_options(settings),
+        logger=_logger(plan.logger, folder),
+        **_trainer_options(plan),
     )
     return trainer, records
+
+
+def _averaging(decay: float) -> Callback:
+    try:
+        from lightning.pytorch.callbacks import EMAWeightAveraging
+    except ImportError:
+        raise InputError(
+            f"--average {decay:g}: this lightning cannot average weights; pip install -U lightning"
+        ) from None
+    return EMAWeightAveraging(decay=decay)
 
 
 def _fit(
     trainer: L.Trainer,
     folder: RunFolder,
-    task: SegmentationTask,
+    module: TrainingModule,
     loading: Loading,
     records: Records,
     *,
     loss: str,
 ) -> dict[str, Any]:
-    batches = SegmentationBatches(loading, task.schedule)
-    trainer.fit(task, batches, ckpt_path=folder.last_file if folder.last_file.exists() else None)
+    batches = Batches(loading, module.schedule, turns=len(module.turns))
+    trainer.fit(module, batches, ckpt_path=folder.last_file if folder.last_file.exists() else None)
     best = torch.load(folder.best_file, map_location="cpu", weights_only=True)
-    task.load_state_dict(best["state_dict"])
+    module.load_state_dict(best["state_dict"])
     test = None
     if loading.data.test:
-        trainer.test(task, datamodule=batches, verbose=False)
-        test = task.row
-    summary = {"loss": loss, **records.summary(loading.data, test=test)}
+        trainer.test(module, datamodule=batches, verbose=False)
+        test = module.row
+    summary = {"loss": loss, "task": loading.task.name, **records.summary(loading.data, test=test)}
     if trainer.is_global_zero:
         # Once more: a run that was killed after its last step has nothing left to train.
         folder.write_metrics(records.rows)
-        draw_curves(records.rows, loading.data.class_names, path=folder.curves_file)
-        draw_samples(task, loading.data, path=folder.samples_file)
+        draw_curves(records.rows, records.metric, part=loading.task.part, path=folder.curves_file)
+        loading.task.draw_samples(module.eval(), loading.data, folder.samples_file)
         folder.log("finished", step=summary["steps"])
         folder.finish(summary)
     return summary
@@ -399,8 +480,7 @@ def _explained() -> Iterator[None]:
         raise
 
 
-def _logger(settings: TrainSettings, folder: RunFolder) -> Logger | Literal[False]:
-    name = settings.logger
+def _logger(name: str, folder: RunFolder) -> Logger | Literal[False]:
     if name == "none":
         return False
     from lightning.pytorch import loggers

@@ -1,4 +1,4 @@
-"""Minutes become steps: a plan in steps can be repeated and resumed exactly."""
+"""How long a step and a validation take: what plans are made by."""
 
 import copy
 import time
@@ -8,35 +8,22 @@ import lightning as L
 import torch
 from lightning.pytorch.callbacks import Callback
 
-from denseloss.train.segmentation import Loading, Schedule, SegmentationBatches, SegmentationTask
-
-
-def steps_in(
-    minutes: float,
-    task: SegmentationTask,
-    loading: Loading,
-    *,
-    validations: int,
-    trainer_options: dict[str, Any],
-) -> int:
-    """Return how many steps fit into a time, besides so many validations.
-
-    Args:
-        minutes: The time.
-        task: What is trained; a copy of it is, for a moment.
-        loading: Where its images come from.
-        validations: How many there will be.
-        trainer_options: Of the trainer that will train.
-    """
-    step, validation = seconds_of_parts(task, loading, trainer_options=trainer_options)
-    return max(1, int((60 * minutes - validations * validation) / step))
+from denseloss.train.loading import Batches, Loading
+from denseloss.train.module import TrainingModule
+from denseloss.train.schedule import Schedule
 
 
 def seconds_of_parts(
-    task: SegmentationTask, loading: Loading, *, trainer_options: dict[str, Any]
+    module: TrainingModule, loading: Loading, *, trainer_options: dict[str, Any]
 ) -> tuple[float, float]:
-    """Measure a training step and a whole validation, on a copy."""
-    trial = copy.deepcopy(task)
+    """Measure a training step and a whole validation, on a copy.
+
+    Args:
+        module: What is trained; a copy of it is, for a moment.
+        loading: Where its images come from.
+        trainer_options: Of the trainer that will train.
+    """
+    trial = copy.deepcopy(module)
     clock = _Clock()
     plan = Schedule(steps=_Clock.TOTAL, val_every=_Clock.TOTAL, lr=1e-6, weight_decay=0.0)
     trial.schedule = plan
@@ -48,7 +35,7 @@ def seconds_of_parts(
         logger=False,
         **trainer_options,
     )
-    trainer.fit(trial, SegmentationBatches(loading, plan))
+    trainer.fit(trial, Batches(loading, plan, turns=len(trial.turns)))
     return clock.step, clock.image * len(loading.data.val)
 
 
@@ -59,12 +46,16 @@ class _Clock(Callback):
     step = 0.0
     image = 0.0
 
-    def on_train_batch_start(self, trainer: L.Trainer, *_: Any) -> None:
-        if trainer.global_step == self.TOTAL // 2:
+    def __init__(self) -> None:
+        self._steps = 0
+
+    def on_train_batch_start(self, *_: Any) -> None:
+        if self._steps == self.TOTAL // 2:
             self._start = _now()
 
-    def on_train_batch_end(self, trainer: L.Trainer, *_: Any) -> None:
-        if trainer.global_step == self.TOTAL:
+    def on_train_batch_end(self, *_: Any) -> None:
+        self._steps += 1
+        if self._steps == self.TOTAL:
             self.step = (_now() - self._start) / (self.TOTAL - self.TOTAL // 2)
 
     def on_validation_start(self, *_: Any) -> None:

@@ -1,0 +1,226 @@
+"""The sections that the report of every comparison has, whatever its task."""
+
+from collections.abc import Iterable
+from dataclasses import replace
+
+from denseloss.compare import figures, text
+from denseloss.compare import score_tables as tables
+from denseloss.compare.results import LossResults, Results
+from denseloss.report.sections import Choice, Figure, Item, Report, Section, Table, drawn
+from denseloss.tasks.scores import Metric, Pooling
+
+
+def contents(results: Results, of_task: Iterable[Section]) -> Report:
+    """The whole report.
+
+    Args:
+        results: Of the comparison.
+        of_task: What its task shows besides the scores. Pictures come after all numbers.
+    """
+    of_task = tuple(of_task)
+    sections = (
+        _scores(results),
+        _all_metrics(results),
+        _learning(results),
+        _rates(results),
+        _parts(results),
+        *(section for section in of_task if not section.galleries),
+        _one_table("Cost", tables.cost(results)),
+        *(section for section in of_task if section.galleries),
+        _one_table("Failures", tables.failures(results)),
+        _how(results),
+        _repeat(results),
+    )
+    return Report(
+        title=text.title(results),
+        subtitle=text.subtitle(results),
+        losses=tuple(loss.loss for loss in results.losses),
+        verdict=results.verdict,
+        warnings=results.warnings,
+        sections=tuple(filter(None, sections)),
+    )
+
+
+def _choice(metric: Metric, pooling: Pooling) -> Choice:
+    """What a part about one metric and pooling is chosen by."""
+    return Choice(
+        metric=metric.key,
+        metric_name=metric.name,
+        pooling=pooling,
+        pooling_name=tables.POOLING_WORDS[pooling],
+    )
+
+
+def _scores(results: Results) -> Section:
+    panels = [_panel(results, *one) for one in tables.measured(results)]
+    return Section(
+        title="Every loss, against the baseline",
+        name="Scores",
+        anchor="scores",
+        text=() if panels else ("No trial has finished, so there is no score.",),
+        items=tuple(_introduced(i, loss) for i, loss in enumerate(results.losses)),
+        parts=tuple(panels),
+    )
+
+
+def _introduced(index: int, loss: LossResults) -> Item:
+    return Item(
+        loss=index,
+        named=True,
+        text="" if loss.seeds else "no finished trial",
+        notes=tuple(filter(None, (loss.reason, *loss.notes))),
+    )
+
+
+def _panel(results: Results, metric: Metric, pooling: Pooling) -> Section:
+    how, level = tables.POOLING_WORDS[pooling], tables.level(results)
+    shaded = f" Shaded: too small to matter (±{results.effect:g})."
+    about = f"with its {level} confidence interval"
+    return Section(
+        title=f"{metric.name}, {how}",
+        choice=_choice(metric, pooling),
+        text=(
+            f"{text.better(metric)} {how.capitalize()}: {tables.POOLING_MEANING[pooling]}. "
+            f"With each value its {level} confidence interval.",
+        ),
+        figures=(
+            *drawn(
+                figures.values(results, metric, pooling),
+                "Score",
+                f"{about}; small rings are the seeds.",
+            ),
+            *drawn(
+                figures.differences(results, metric, pooling),
+                "Difference to the baseline",
+                f"{about}. Hollow: undecided.{shaded if metric is results.metrics[0] else ''}",
+            ),
+        ),
+        tables=(tables.comparison(results, metric, pooling),),
+        items=tuple(
+            Item(loss=i, text=loss.comparisons[metric.key, pooling].words)
+            for i, loss in enumerate(results.losses)
+            if (metric.key, pooling) in loss.comparisons
+        ),
+    )
+
+
+def _all_metrics(results: Results) -> Section:
+    other = next(pooling for pooling in tables.POOLINGS if pooling != results.pooling)
+    made = [tables.scores(results, pooling) for pooling in (results.pooling, other)]
+    found = [table for table in made if table is not None]
+    if found:
+        found[-1] = replace(found[-1], notes=(tables.scores_note(results),))
+    return Section(
+        title="All losses, all metrics",
+        name="All metrics",
+        anchor="all",
+        text=() if found else ("Nothing was measured.",),
+        hint="Click the name of a column to sort by it." if found else "",
+        tables=tuple(found),
+    )
+
+
+def _learning(results: Results) -> Section:
+    steps = [(i, figures.losses_over_steps(results, i)) for i in range(len(results.losses))]
+    small = tuple(Figure(svg=svg, loss=i) for i, svg in steps if svg is not None)
+    validation = f"Validation {results.score_name},"
+    losses = Section(
+        title="Training and validation loss",
+        about_figures="Solid: training; dashed: validation; over the steps. Each loss has its own "
+        "scale, so heights are not compared between losses.",
+        figures=small,
+    )
+    return Section(
+        title="Learning curves",
+        name="Learning",
+        anchor="learning",
+        about_figures=text.CURVES,
+        figures=(
+            *drawn(figures.curves(results, late=False), validation, "all steps"),
+            *drawn(figures.curves(results, late=True), validation, "the second half magnified"),
+        ),
+        legend=tuple(
+            Item(loss=i, named=True) for i, loss in enumerate(results.losses) if loss.curves
+        ),
+        tables=(tables.learning(results),),
+        parts=(losses,) if small else (),
+    )
+
+
+def _rates(results: Results) -> Section:
+    table = tables.rates(results)
+    return Section(
+        title="Learning rates",
+        anchor="rates",
+        text=("No learning rate was tried.",) if table is None else (),
+        figures=drawn(
+            figures.learning_rates(results),
+            f"Validation {results.score_name} by learning rate.",
+            "Filled: chosen.",
+        ),
+        tables=() if table is None else (table,),
+    )
+
+
+def _parts(results: Results) -> Section | None:
+    """Every part with every loss, unless the only one is the whole."""
+    if len(results.parts) < 2:
+        return None
+    title = f"Each {results.part}"
+    panels = []
+    for metric, pooling in tables.measured(results):
+        table = tables.per_part(results, metric, pooling)
+        if table is None:
+            continue
+        # A diagram of one metric is enough: with twenty parts they are long.
+        main = metric is results.metrics[0]
+        panels.append(
+            Section(
+                title=f"{metric.name} of each {results.part}, {tables.POOLING_WORDS[pooling]}",
+                choice=_choice(metric, pooling),
+                figures=drawn(
+                    figures.by_part(results, metric, pooling) if main else None,
+                    caption=f"{title} with every loss; lines are {tables.level(results)} "
+                    "confidence intervals.",
+                ),
+                tables=(table,),
+            )
+        )
+    return Section(title=title, anchor="parts", parts=tuple(panels)) if panels else None
+
+
+def _one_table(title: str, table: Table | None) -> Section | None:
+    return None if table is None else Section(title=title, anchor=title.lower(), tables=(table,))
+
+
+def _how(results: Results) -> Section:
+    counts = ", ".join(f"{name}: {count}" for name, count in results.counts.items())
+    lines = (*results.data_lines, counts)
+    return Section(
+        title="How it was measured",
+        anchor="how",
+        text=text.statistics(results),
+        parts=(
+            Section(title="The data", items=tuple(Item(text=line) for line in lines)),
+            Section(
+                title="The metrics",
+                items=tuple(
+                    Item(head=tables.metric_name(m), text=f"{m.definition} {text.better(m)}")
+                    for m in results.metrics
+                ),
+            ),
+        ),
+    )
+
+
+def _repeat(results: Results) -> Section:
+    pairs = (
+        ("What all trials had in common", "Setting", "Value", results.settings),
+        ("Versions", "Name", "Version", results.versions),
+    )
+    return Section(
+        title="To repeat it",
+        anchor="repeat",
+        code=results.commands,
+        tables=tuple(tables.pairs(*pair) for pair in pairs if pair[-1]),
+    )

@@ -1,0 +1,106 @@
+"""The results as files, for whoever wants to judge them anew."""
+
+import csv
+import io
+import json
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import fields, is_dataclass
+from typing import Any
+
+from denseloss.compare.aggregate import ComparisonData
+from denseloss.compare.results import LossResults, Results
+from denseloss.data.files import write_whole
+
+_WHOLE = "(whole)"
+
+
+def write_tables(found: ComparisonData, results: Results) -> None:
+    """Write `results.csv`, `images.csv` and `results.jsonl`.
+
+    `results.csv` has a row per loss, seed, metric, pooling and part (such as a class); `images.csv`
+    a row per loss, seed, image and part with all metrics; `results.jsonl` a line per loss with the
+    estimates, their intervals, the comparison with the baseline and what the task adds.
+    """
+    folder, part = found.folder, found.task.part or "part"
+    header = ("loss", "seed", "lr", "metric", "pooling", part, "value")
+    write_whole(folder.table_file, _csv(header, _score_rows(found)))
+    keys = [metric.key for metric in found.plan.metrics]
+    images = _csv(("loss", "seed", "image", part, *keys), _image_rows(found))
+    write_whole(folder.path / "images.csv", images)
+    lines = [
+        json.dumps(_loss_line(loss), ensure_ascii=False, allow_nan=False) for loss in results.losses
+    ]
+    write_whole(folder.lines_file, "\n".join(lines) + "\n")
+
+
+def _score_rows(found: ComparisonData) -> Iterator[tuple[Any, ...]]:
+    for loss in found.losses:
+        for one in loss.trials:
+            head = (loss.loss, one.trial.seed, one.trial.lr)
+            for metric, pooling in found.scores:
+                for part in (None, *found.parts):
+                    value = found.scored([one.held_out], metric, pooling, part).value()[0]
+                    yield (*head, metric.key, pooling, part or _WHOLE, _number(float(value)))
+
+
+def _image_rows(found: ComparisonData) -> Iterator[tuple[Any, ...]]:
+    task, metrics = found.task, found.plan.metrics
+    for loss in found.losses:
+        for one in loss.trials:
+            names = task.names(one.held_out)
+            parts: tuple[str | None, ...] = found.parts or (None,)
+            columns = {
+                part: [task.per_image(one.held_out, metric, part) for metric in metrics]
+                for part in parts
+            }
+            for place, name in enumerate(names):
+                for part in parts:
+                    values = [_number(float(column[place])) for column in columns[part]]
+                    yield (loss.loss, one.trial.seed, name, part or _WHOLE, *values)
+
+
+def _csv(header: tuple[str, ...], rows: Iterator[tuple[Any, ...]]) -> str:
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(header)
+    writer.writerows(rows)
+    return text.getvalue()
+
+
+def _loss_line(loss: LossResults) -> dict[str, Any]:
+    return {
+        "loss": loss.loss,
+        "lr": _plain(loss.lr),
+        "seeds": list(loss.seeds),
+        "scores": _plain(loss.scores),
+        "per_part": _plain(loss.per_part),
+        "comparisons": _plain(loss.comparisons),
+        "cost": _plain(loss.cost),
+        "searched": {f"{lr:g}": _plain(score) for lr, score in loss.searched.items()},
+        "steps_to_95": _plain(loss.steps_to_95),
+        "seconds": list(loss.seconds),
+        "failures": _plain(loss.failures),
+        **_plain(loss.details),
+    }
+
+
+def _plain(value: Any) -> Any:
+    """Return a value as JSON takes it: NaN and infinity, which JSON lacks, become null."""
+    if is_dataclass(value) and not isinstance(value, type):
+        value = {field.name: getattr(value, field.name) for field in fields(value)}
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, Mapping):
+        return {_key(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    return value
+
+
+def _key(key: Any) -> str:
+    return "/".join(map(str, key)) if isinstance(key, tuple) else str(key)
+
+
+def _number(value: float) -> str:
+    return "" if math.isnan(value) else f"{value:.7g}"

@@ -1,0 +1,294 @@
+"""The diagrams of every comparison, as SVG for the page."""
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, MaxNLocator, NullLocator
+from numpy.typing import NDArray
+
+from denseloss.compare.results import LossResults, Results
+from denseloss.compare.score_tables import POOLING_WORDS, digits, metric_name
+from denseloss.data.samples import evenly
+from denseloss.report.drawing import (
+    FONT,
+    INK,
+    PAPER,
+    SMALL_WIDTH,
+    SOFT,
+    WIDTH,
+    Group,
+    Line,
+    canvas,
+    colour,
+    dashes,
+    forest,
+    marker,
+    svg,
+)
+from denseloss.report.numbers import number, rate
+from denseloss.report.sections import letter
+from denseloss.tasks.scores import Metric, Pooling
+
+_Band = NDArray[np.float64]
+"""Steps, mean, lowest and highest value, [4 k]."""
+
+_MOST_POINTS = 120
+_MOST_LINES = 130
+_LETTER = 0.055
+
+
+def values(results: Results, metric: Metric, pooling: Pooling) -> str:
+    """Each loss's score with its interval, and a small dot per seed."""
+    key, decimals = (metric.key, pooling), digits(results, metric)
+    texts = [
+        number(loss.scores[key].value, decimals) if key in loss.scores else "no finished trial"
+        for loss in results.losses
+    ]
+    lines = [
+        Line(loss=i, estimate=loss.scores.get(key), dots=loss.per_seed.get(key, ()))
+        for i, loss in enumerate(results.losses)
+    ]
+    better = "higher" if metric.higher_is_better else "lower"
+    return forest(
+        _groups(results, lines, texts),
+        label=f"{metric_name(metric)}, {POOLING_WORDS[pooling]} ({better} is better)",
+        name=f"values-{_safe(metric.key)}-{pooling}",
+        says=f"{metric.name}, {POOLING_WORDS[pooling]}, of every loss with its interval: "
+        f"{_told(results, texts)}",
+    )
+
+
+def differences(results: Results, metric: Metric, pooling: Pooling) -> str | None:
+    """Each loss's difference to the baseline with its interval, None without a comparison."""
+    key, decimals = (metric.key, pooling), digits(results, metric)
+    found = [loss.comparisons.get(key) for loss in results.losses]
+    if not any(found):
+        return None
+    texts = [
+        f"{number(one.difference.value, decimals, signed=True)}\u2002{one.verdict}"
+        if one is not None
+        else "not compared"
+        if i
+        else "baseline"
+        for i, one in enumerate(found)
+    ]
+    lines = [
+        Line(loss=i, estimate=one.difference, hollow=one.verdict == "undecided")
+        if one is not None
+        else Line(loss=i, estimate=None)
+        for i, one in enumerate(found)
+    ]
+
+    def behind(axes: Axes) -> None:
+        axes.axvline(0, color=INK, linewidth=1)
+        if metric.key == results.metrics[0].key:
+            axes.axvspan(-results.effect, results.effect, color=SOFT, linewidth=0, zorder=0)
+
+    unit = f" ({metric.unit})" if metric.unit else ""
+    sides = ("worse", "better") if metric.higher_is_better else ("better", "worse")
+    return forest(
+        _groups(results, lines, texts),
+        label=f"← {sides[0]}\u2003difference to {letter(0)}{unit}\u2003{sides[1]} →",
+        name=f"differences-{_safe(metric.key)}-{pooling}",
+        says=f"Difference of every loss to the baseline in {metric.name}, "
+        f"{POOLING_WORDS[pooling]}: {_told(results, texts)}",
+        behind=behind,
+    )
+
+
+def _groups(results: Results, lines: Sequence[Line], texts: Sequence[str]) -> list[Group]:
+    return [
+        Group(title=f"{letter(i)}\u2002{loss.loss}", lines=[lines[i]], text=texts[i])
+        for i, loss in enumerate(results.losses)
+    ]
+
+
+def _told(results: Results, texts: Sequence[str]) -> str:
+    pairs = zip(results.losses, texts, strict=True)
+    return "; ".join(f"{loss.loss} {text}" for loss, text in pairs)
+
+
+def _safe(key: str) -> str:
+    return "".join(c if c.isalnum() and c.isascii() else "-" for c in key)
+
+
+def by_part(results: Results, metric: Metric, pooling: Pooling) -> str | None:
+    """A score of every part and loss, None where there is one part, or too many."""
+    keys = [
+        (metric.key, pooling, part)
+        for part in results.parts
+        if any((metric.key, pooling, part) in loss.per_part for loss in results.losses)
+    ]
+    if len(keys) < 2 or len(keys) * len(results.losses) > _MOST_LINES:
+        return None
+    label = f"{metric_name(metric)}, {POOLING_WORDS[pooling]}"
+    return forest(
+        [
+            Group(
+                title=key[2],
+                lines=[
+                    Line(loss=i, estimate=loss.per_part.get(key))
+                    for i, loss in enumerate(results.losses)
+                ],
+            )
+            for key in keys
+        ],
+        label=label,
+        name=f"parts-{_safe(metric.key)}-{pooling}",
+        says=f"{label}, by loss, for {', '.join(key[2] for key in keys)}",
+    )
+
+
+def curves(results: Results, *, late: bool) -> str | None:
+    """The validation score over the steps, mean over the seeds and their spread; None without any.
+
+    Args:
+        results: Of the comparison.
+        late: Whether only the second half of the steps is shown, which magnifies the end.
+    """
+    bands = {i: _band(loss, "score") for i, loss in enumerate(results.losses)}
+    found = {i: band for i, band in bands.items() if band is not None}
+    if not found:
+        return None
+    last = max(band[0, -1] for band in found.values())
+    first = last / 2 if late else 0.0
+    shown = {i: band[:, band[0] >= first] for i, band in found.items() if band[0, -1] >= first}
+    with canvas(WIDTH, 320) as figure:
+        axes = figure.subplots()
+        for i, band in shown.items():
+            _draw_band(axes, band, i, dashes(i))
+        axes.set_xlim(first, last)
+        axes.xaxis.set_major_locator(MaxNLocator(4, integer=True))
+        axes.yaxis.set_major_locator(MaxNLocator(5))
+        axes.set_xlabel("step")
+        ends = {i: float(band[1, -1]) for i, band in shown.items()}
+        _end_labels(axes, ends)
+        when = "in the second half of training" if late else "over the steps"
+        told = "; ".join(f"{results.losses[i].loss} ends at {y:.3f}" for i, y in ends.items())
+        return svg(
+            figure,
+            name="curves-late" if late else "curves",
+            label=f"Validation {results.score_name} {when}: {told}",
+        )
+
+
+def _draw_band(axes: Axes, band: _Band, index: int, style: str) -> None:
+    steps, mean, low, high = band
+    axes.fill_between(steps, low, high, color=colour(index), alpha=0.13, linewidth=0)
+    # Of a few points only, a line may be too short to be seen.
+    shown = marker(index) if len(steps) < 4 else ""
+    axes.plot(
+        steps, mean, color=colour(index), linewidth=2, linestyle=style, marker=shown, markersize=5
+    )
+
+
+def _band(loss: LossResults, column: str) -> _Band | None:
+    """What the seeds have in common, at the steps that all of them have."""
+    by_seed = [
+        {row["step"]: row[column] for row in rows if math.isfinite(row.get(column, math.nan))}
+        for rows in loss.curves.values()
+    ]
+    by_seed = [pairs for pairs in by_seed if pairs]
+    if not by_seed:
+        return None
+    steps = sorted(set.intersection(*map(set, by_seed)) or set.union(*map(set, by_seed)))
+    band = []
+    for place in evenly(_MOST_POINTS, of=len(steps)):
+        found = [pairs[steps[place]] for pairs in by_seed if steps[place] in pairs]
+        band.append((steps[place], sum(found) / len(found), min(found), max(found)))
+    return np.array(band, dtype=np.float64).T
+
+
+def _end_labels(axes: Axes, ends: Mapping[int, float]) -> None:
+    """A letter behind the end of each line, moved apart where they would overlap."""
+    low, high = axes.get_ylim()
+    order = sorted(ends, key=lambda i: ends[i])
+    wanted = [(ends[i] - low) / (high - low) for i in order]
+    for i, y, place in zip(order, wanted, spread(wanted, gap=_LETTER, low=0, high=1), strict=True):
+        axes.annotate(
+            letter(i), xy=(1.0, y), xytext=(1.04, place), xycoords="axes fraction", color=INK,
+            va="center", fontsize=FONT, fontweight="bold", annotation_clip=False,
+            arrowprops={"arrowstyle": "-", "color": colour(i), "shrinkA": 0, "shrinkB": 0,
+                        "relpos": (0, 0.5)},
+        )  # fmt: skip
+
+
+def spread(wanted: Sequence[float], *, gap: float, low: float, high: float) -> list[float]:
+    """Places near the wanted ones, ascending, at least `gap` apart and between `low` and `high`.
+
+    Where they do not fit, they are evenly spaced.
+    """
+    gaps = gap * np.arange(len(wanted))
+    if gaps[-1] > high - low:
+        return [float(y) for y in np.linspace(low, high, len(wanted))]
+    # Without the gaps, places need only ascend: halfway between moving all up and all down.
+    free = np.asarray(wanted) - gaps
+    up, down = np.maximum.accumulate(free), np.minimum.accumulate(free[::-1])[::-1]
+    return [float(y) for y in np.clip((up + down) / 2, low, high - gaps[-1]) + gaps]
+
+
+def losses_over_steps(results: Results, index: int) -> str | None:
+    """Training and validation loss of one loss, in its own unit."""
+    loss = results.losses[index]
+    bands = [(_band(loss, "loss"), "-"), (_band(loss, "val_loss"), "--")]
+    if all(band is None for band, _ in bands):
+        return None
+    with canvas(SMALL_WIDTH, 150) as figure:
+        axes = figure.subplots()
+        for band, style in bands:
+            if band is not None:
+                _draw_band(axes, band, index, style)
+        axes.xaxis.set_major_locator(MaxNLocator(3, integer=True))
+        axes.yaxis.set_major_locator(MaxNLocator(4))
+        return svg(
+            figure,
+            name=f"loss-{index}",
+            label=f"Training (solid) and validation (dashed) loss of {loss.loss} over the steps",
+        )
+
+
+def learning_rates(results: Results) -> str | None:
+    """The validation score by the learning rates that were tried; None where none finished."""
+    rates = sorted({lr for loss in results.losses for lr in loss.searched})
+    points = {
+        i: found
+        for i, loss in enumerate(results.losses)
+        if (found := [one for one in sorted(loss.searched.items()) if not math.isnan(one[1])])
+    }
+    if len(rates) < 2 or not points:
+        return None
+    with canvas(WIDTH, 290) as figure:
+        axes = figure.subplots()
+        axes.set_xscale("log")
+        for i, pairs in points.items():
+            loss = results.losses[i]
+            style: dict[str, Any] = {"color": colour(i), "marker": marker(i), "clip_on": False}
+            axes.plot(
+                *zip(*pairs, strict=True),
+                linewidth=1.6,
+                linestyle=dashes(i),
+                markersize=6,
+                markerfacecolor=PAPER,
+                markeredgewidth=1.5,
+                **style,
+            )
+            if loss.lr in loss.searched:
+                axes.plot([loss.lr], [loss.searched[loss.lr]], markersize=9, **style)
+        axes.set_xlim(rates[0] / 1.12, rates[-1] * 1.12)
+        few = len(rates) <= 5
+        axes.xaxis.set_major_locator(FixedLocator(rates) if few else LogLocator(subs=(1.0, 3.0)))
+        axes.xaxis.set_major_formatter(FuncFormatter(lambda lr, _: rate(lr)))
+        axes.xaxis.set_minor_locator(NullLocator())
+        axes.yaxis.set_major_locator(MaxNLocator(5))
+        axes.set_xlabel("learning rate")
+        _end_labels(axes, {i: pairs[-1][1] for i, pairs in points.items()})
+        told = "; ".join(
+            f"{loss.loss} chose {rate(loss.lr)}"
+            for loss in results.losses
+            if not math.isnan(loss.lr)
+        )
+        label = f"Validation {results.score_name} by learning rate: {told}"
+        return svg(figure, name="rates", label=label)

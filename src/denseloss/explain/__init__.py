@@ -1,0 +1,1 @@
+"""What a loss does and costs, apart from any training."""

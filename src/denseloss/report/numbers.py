@@ -1,0 +1,112 @@
+"""Estimates, and numbers as a report writes them."""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+NOTHING = "–"
+"""What stands where there is no value."""
+
+_SMALLEST_P = 1e-4
+
+
+@dataclass(frozen=True, kw_only=True)
+class Estimate:
+    """A mean over seeds and images, and how sure it is.
+
+    Attributes:
+        value: The estimate.
+        low: Lower end of the confidence interval; NaN where there is none.
+        high: Upper end.
+        standard_error: Of the estimate, over new seeds and new images.
+        freedom: Degrees of freedom at which a t interval with this standard error would be as
+            wide; inf for the normal.
+    """
+
+    value: float
+    low: float
+    high: float
+    standard_error: float
+    freedom: float
+
+
+def number(value: float, decimals: int = 3, *, signed: bool = False) -> str:
+    """A number with a fixed count of decimals, a dash for NaN."""
+    if math.isnan(value):
+        return NOTHING
+    if math.isinf(value):
+        return "∞" if value > 0 else "−∞"
+    text = f"{value:+.{decimals}f}" if signed else f"{value:.{decimals}f}"
+    if float(text) == 0:
+        text = text.replace("+", "").replace("-", "")
+    return text.replace("-", "−")
+
+
+def interval(estimate: Estimate, decimals: int = 3, *, signed: bool = False) -> str:
+    """The ends of a confidence interval, empty where there is none."""
+    if math.isnan(estimate.low) or math.isnan(estimate.high):
+        return ""
+    low = number(estimate.low, decimals, signed=signed)
+    high = number(estimate.high, decimals, signed=signed)
+    return f"{low} to {high}" if signed or estimate.low < 0 else f"{low}–{high}"
+
+
+def probability(p: float) -> str:
+    """A p value with two significant digits."""
+    if math.isnan(p):
+        return NOTHING
+    if p < _SMALLEST_P:
+        return f"< {_SMALLEST_P:.4f}"
+    if p > 0.995:
+        return "1.00"
+    decimals = 2 - math.floor(math.log10(p)) - 1
+    return f"{p:.{max(2, decimals)}f}"
+
+
+def short(value: float) -> str:
+    """A number with three significant digits, without an exponent where that is short."""
+    if math.isnan(value):
+        return NOTHING
+    text = f"{value:.3g}"
+    return f"{float(text):.0f}" if "e+" in text and abs(value) < 1e7 else text.replace("-", "−")
+
+
+def rate(lr: float) -> str:
+    """A learning rate, such as `0.001` or `3e-05`."""
+    return NOTHING if math.isnan(lr) else f"{lr:.3g}"
+
+
+def plural(count: int, noun: str) -> str:
+    """A count and its noun."""
+    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
+
+
+def plain(value: Any) -> str:
+    """The value of a setting as a reader expects it."""
+    if value is None:
+        return "none"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, float):
+        return f"{value:g}"
+    if isinstance(value, Mapping):
+        return ", ".join(f"{key}={plain(item)}" for key, item in value.items())
+    if isinstance(value, Sequence) and not isinstance(value, str):
+        return ", ".join(map(plain, value))
+    return str(value)
+
+
+def duration(seconds: float) -> str:
+    """A time as `42 s`, `3 min 20 s` or `2 h 05 min`."""
+    if math.isnan(seconds):
+        return NOTHING
+    if seconds < 9.95:
+        return f"{seconds:.1f} s"
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60:02d} s"
+    minutes = round(whole / 60)
+    return f"{minutes // 60} h {minutes % 60:02d} min"

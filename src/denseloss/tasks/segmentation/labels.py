@@ -1,0 +1,369 @@
+"""What the values in masks mean: which are classes, which is void."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from itertools import pairwise
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from denseloss.data.errors import DataError
+from denseloss.data.images import Array, MaskFacts, total_counts
+from denseloss.data.samples import VOID, Findings
+
+Mode = Literal["binary", "multiclass"]
+"""One foreground, or exclusive classes."""
+
+VOC_NAMES = (
+    *("background", "aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair"),
+    *("cow", "diningtable", "dog", "horse", "motorbike", "person", "pottedplant", "sheep"),
+    *("sofa", "train", "tvmonitor"),
+)
+_VOC_VOID_COLOUR = 0xE0E0C0
+_MOST_COLOURS = 64
+_MOST_CLASSES = 254
+_UNKNOWN = 254
+
+
+@dataclass(frozen=True)
+class Labels:
+    """How raw mask values become class indices.
+
+    Attributes:
+        mode: One foreground, or exclusive classes.
+        names: The name of each class.
+        values: The raw value of each class; with a threshold, the two ends.
+        ignore_value: The raw value that is void.
+        colour: Raw values are colours `0xRRGGBB`.
+        threshold: Raw values from here on are foreground, those below are background.
+        notes: What was concluded, in plain words.
+        warnings: What the user should look at.
+    """
+
+    mode: Mode
+    names: tuple[str, ...]
+    values: tuple[int, ...]
+    ignore_value: int | None = None
+    colour: bool = False
+    threshold: int | None = None
+    notes: tuple[str, ...] = ()
+    warnings: tuple[str, ...] = ()
+
+    def index_of(self, value: int) -> int | None:
+        """The class of a raw value, `VOID`, or `None` for a value that is no class."""
+        if value == self.ignore_value:
+            return VOID
+        if self.threshold is not None:
+            return int(value >= self.threshold)
+        return self.values.index(value) if value in self.values else None
+
+    def decode(self, raw: Array, *, colour: bool, path: Path | None = None) -> NDArray[np.uint8]:
+        """Class indices `uint8[h, w]`, `VOID` where void.
+
+        Raises:
+            DataError: The mask holds a value that no mask held when the data was opened.
+        """
+        if self.colour and not colour:
+            raw = raw.astype(np.int32) * 0x010101
+        if raw.dtype == np.uint8:
+            table = [self.index_of(value) for value in range(256)]
+            lookup = np.array([_UNKNOWN if i is None else i for i in table], dtype=np.uint8)
+            indices = lookup[raw]
+        else:
+            found, inverse = np.unique(raw, return_inverse=True)
+            table = [self.index_of(int(value)) for value in found]
+            lookup = np.array([_UNKNOWN if i is None else i for i in table], dtype=np.uint8)
+            indices = lookup[inverse.reshape(raw.shape)]
+        unknown = indices == _UNKNOWN
+        if unknown.any():
+            value = self.spell(int(raw[unknown][0]))
+            raise DataError(f"{path}: label {value} is none of the classes; repair the mask")
+        return indices
+
+    def spell(self, value: int) -> str:
+        """A raw value as people write it."""
+        return _spell(value, colour=self.colour)
+
+
+def _spell(value: int, *, colour: bool) -> str:
+    return f"#{value:06x}" if colour else str(value)
+
+
+def _listed(values: Sequence[int], *, colour: bool = False) -> str:
+    words = [_spell(v, colour=colour) for v in values]
+    return ", ".join(words if len(words) <= 8 else [*words[:6], "...", words[-1]])
+
+
+def as_colours(masks: list[MaskFacts]) -> list[MaskFacts]:
+    """Every mask's values as colours, where one mask has colours."""
+    if not any(m.colour for m in masks):
+        return masks
+
+    def grey_to_colour(mask: MaskFacts) -> MaskFacts:
+        counts = {v * 0x010101: n for v, n in mask.counts.items() if v < 256}
+        return replace(mask, counts=counts, colour=True)
+
+    return [m if m.colour else grey_to_colour(m) for m in masks]
+
+
+def decide_labels(
+    masks: list[MaskFacts],
+    *,
+    mode: Mode | None,
+    classes: int | Sequence[str] | None,
+    ignore_index: int | None,
+    voc: bool,
+    findings: Findings,
+) -> Labels:
+    """Find out from the values of all masks what they mean.
+
+    Args:
+        masks: Every mask, looked at.
+        mode: What the user says it is.
+        classes: How many classes, or their names, if the user says.
+        ignore_index: The raw value of void pixels, if the user says.
+        voc: The folder has Pascal VOC's layout.
+        findings: Where a mask with a label beyond the classes is told.
+
+    Raises:
+        DataError: The masks are no label images, or contradict what the user says.
+    """
+    names = None if classes is None or isinstance(classes, int) else tuple(classes)
+    count = classes if isinstance(classes, int) else None if names is None else len(names)
+    if count is not None and count < 2:
+        raise DataError(f"--classes {count}: a mask has at least 2 classes, background included")
+    if count is not None and count >= _MOST_CLASSES:
+        raise DataError(f"--classes {count}: at most {_MOST_CLASSES} classes can be read")
+    if mode == "binary" and count not in (None, 2):
+        raise DataError(f"--mode binary has 2 classes, --classes says {count}; drop one of them")
+
+    masks = as_colours(masks)
+    colour = any(m.colour for m in masks)
+    notes: list[str] = []
+    warnings: list[str] = []
+    palettes = {m.palette for m in masks if m.palette is not None}
+    if len(palettes) > 1:
+        warnings.append(
+            f"the masks have {len(palettes)} different palettes; labels are the palette entries, "
+            "so make sure that one entry means one class in every file"
+        )
+
+    def labels(
+        values: Sequence[int], *, ignore: int | None, found: Mode, threshold: int | None = None
+    ) -> Labels:
+        chosen = mode or found
+        binary = chosen == "binary"
+        given = names or (("background", "foreground") if binary else None)
+        if given is None and voc and tuple(values) == tuple(range(len(VOC_NAMES))):
+            given = VOC_NAMES
+        if given is None:
+            given = tuple(_default_name(i, v, colour=colour) for i, v in enumerate(values))
+        return Labels(
+            mode=chosen,
+            names=given,
+            values=tuple(values),
+            ignore_value=ignore,
+            colour=colour,
+            threshold=threshold,
+            notes=tuple(notes),
+            warnings=tuple(warnings),
+        )
+
+    totals = total_counts(masks)
+    if not colour and ignore_index is None and count in (None, 2) and mode != "multiclass":
+        blurred = _blurred_binary(totals, lossy=any(m.lossy for m in masks))
+        if blurred is not None:
+            warnings.append(blurred)
+            return labels((0, 255), ignore=None, found="binary", threshold=128)
+    if not colour and ignore_index is None and mode == "binary" and len(totals) > 8:
+        top = max(totals)
+        if top >= 200:  # soft greys, not a handful of labels
+            half = (top + 1) // 2
+            notes.append(f"the task is binary: greys from {half} on are foreground")
+            return labels((0, top), ignore=None, found="binary", threshold=half)
+    if not colour and len(totals) > 8 and any(m.lossy for m in masks):
+        first = next(m for m in masks if m.lossy)
+        raise DataError(
+            f"{first.path}: is a JPEG and its {len(first.counts)} grey values are no labels any "
+            "more; save the masks as PNG"
+        )
+    limit = _MOST_COLOURS if colour else _MOST_CLASSES
+    worst = max(masks, key=lambda m: len(m.counts))
+    if len(totals) > limit:
+        raise DataError(
+            f"{worst.path}: {len(worst.counts)} different {'colours' if colour else 'values'} "
+            f"(in all masks {len(totals)}) are too many for classes; is this a photograph, a JPEG "
+            "or a map of instances? Save masks as PNG with one value for each class"
+        )
+
+    kept = masks
+    if ignore_index is None and count is None and mode is None and not colour:
+        kept = _without_strays(masks, findings)
+        totals = total_counts(kept)
+    ignore = ignore_index
+    if ignore is None:
+        ignore = _void_value(sorted(totals), count=count, mode=mode, colour=colour)
+        if ignore is not None and not (count is None and voc):
+            notes.append(
+                f"value {_spell(ignore, colour=colour)} beside other labels is taken as void"
+            )
+    elif ignore not in totals:
+        notes.append(f"void value {ignore} does not occur in the masks")
+    present = sorted(v for v in totals if v != ignore)
+
+    if not present:
+        raise DataError(
+            f"{masks[0].path}: every pixel of all {len(masks)} masks is void "
+            f"(value {ignore}); there is nothing to learn, check --ignore-index"
+        )
+    if count is not None:
+        values = _given_classes(kept, present, count, ignore, colour=colour, findings=findings)
+        found: Mode = "binary" if count == 2 else "multiclass"
+        return labels(values, ignore=ignore, found=found)
+    if len(present) == 1:
+        raise DataError(
+            f"{masks[0].path}: all {len(masks)} masks hold only the value "
+            f"{_spell(present[0], colour=colour)}; there is nothing to learn, "
+            "paint the foreground or say --classes"
+        )
+    if mode == "binary" and len(present) > 2:
+        notes.append(
+            f"{len(present)} values, but the task is binary: every value from {present[1]} on "
+            "is foreground"
+        )
+        return labels((present[0], present[1]), ignore=ignore, found="binary", threshold=present[1])
+    if voc and not colour and _fits_voc(present, len(masks)):
+        return labels(range(len(VOC_NAMES)), ignore=ignore, found="multiclass")
+    if len(present) == 2:
+        return labels(present, ignore=ignore, found="binary")
+    if present != list(range(len(present))):
+        what = "colours" if colour else "values"
+        notes.append(
+            f"{what} {_listed(present, colour=colour)} become classes 0 to {len(present) - 1}"
+        )
+        if ignore is None and present[-1] == 255:
+            notes.append("255 is taken as a class; if it is void, say --ignore-index 255")
+    return labels(present, ignore=ignore, found="multiclass")
+
+
+def _default_name(index: int, value: int, *, colour: bool) -> str:
+    if colour:
+        return "background" if value == 0 else _spell(value, colour=True)
+    if value == 0:
+        return "background"
+    return f"class {index}" if index == value else f"value {value}"
+
+
+def _blurred_binary(totals: dict[int, int], *, lossy: bool) -> str | None:
+    """The warning if the masks are black and white, spoilt by JPEG or by smooth resizing."""
+    values = sorted(totals)
+    if len(values) <= 2 or values[0] < 0 or values[-1] > 255 or values[-1] < 215:
+        return None
+    pixels = sum(totals.values())
+    near_ends = sum(n for v, n in totals.items() if v <= 40 or v >= 215)
+    # Label maps with 255 as void have nothing just below 255; greys do.
+    high = [v for v in values if 200 <= v < 255]
+    only_ends = all(v <= 10 or v >= 245 for v in values) and bool(high)
+    if near_ends / pixels < 0.9 or not (only_ends or len(high) >= 3 or (lossy and high)):
+        return None
+    grey = pixels - totals.get(0, 0) - totals.get(255, 0)
+    return (
+        f"masks are black and white with greys between ({len(values)} values, "
+        f"{100 * grey / pixels:.2g} % of the pixels, as JPEG or smooth resizing leaves them); "
+        "128 and above is taken as foreground: saving masks as PNG with 0 and 255 is better"
+    )
+
+
+def _void_value(
+    values: list[int], *, count: int | None, mode: Mode | None, colour: bool
+) -> int | None:
+    if colour:
+        return _VOC_VOID_COLOUR if _VOC_VOID_COLOUR in values and len(values) > 2 else None
+    for void in (255, 65535):
+        rest = [v for v in values if v != void]
+        if void not in values or rest[-1:] > [void]:
+            continue
+        if count is not None:
+            fits = bool(rest) and rest[-1] < count
+            return void if fits and not (len(values) == count == 2) else None
+        if len(rest) < 2:
+            continue
+        # Classes painted as greys (0, 128, 255 or 0, 85, 170, 255) use 255 as the last of them.
+        painted = min(b - a for a, b in pairwise(values)) >= 16
+        if not painted or mode == "binary":
+            return void
+    return None
+
+
+def _fits_voc(present: list[int], masks: int) -> bool:
+    if present[-1] >= len(VOC_NAMES) or len(present) < 3:
+        return False
+    own_classes = masks >= 20 and present == list(range(len(present)))
+    return not own_classes or len(present) == len(VOC_NAMES)
+
+
+def _without_strays(masks: list[MaskFacts], findings: Findings) -> list[MaskFacts]:
+    """Tell of a mask that alone holds a label far from those of all the others."""
+    if len(masks) < 5:
+        return masks
+
+    def without(bad: Callable[[int], bool], known: str) -> list[MaskFacts] | None:
+        strays = [m for m in masks if any(bad(v) for v in m.counts)]
+        if not 0 < len(strays) <= max(1, len(masks) // 50):
+            return None
+        for mask in strays:
+            value = next(v for v in mask.counts if bad(v))
+            findings.problem(
+                f"{mask.path}: label {value} is beyond the classes, the other masks hold {known}; "
+                f"repair the mask, or say --ignore-index {value} or --classes",
+                mask.path,
+            )
+        return [m for m in masks if m not in strays]
+
+    usual = total_counts(masks)
+    if 255 in usual and 0 in usual:
+        kept = without(lambda v: v not in (0, 255), "only 0 and 255")
+        if kept is not None and set(total_counts(kept)) == {0, 255}:
+            return kept
+    top = 0
+    while top + 1 in usual:
+        top += 1
+    beyond = [v for v in usual if v > top and v not in (255, 65535)]
+    if top >= 1 and len(beyond) == 1 and beyond[0] > top + 1:
+        kept = without(lambda v: v == beyond[0], f"0 to {top}")
+        if kept is not None:
+            return kept
+    return masks
+
+
+def _given_classes(
+    masks: list[MaskFacts],
+    present: list[int],
+    count: int,
+    ignore: int | None,
+    *,
+    colour: bool,
+    findings: Findings,
+) -> tuple[int, ...]:
+    """The raw value of each class when the user says how many there are."""
+    if present[0] >= 0 and present[-1] < count:
+        return tuple(range(count))
+    if len(present) == count:
+        return tuple(present)
+    if colour:
+        raise DataError(
+            f"{masks[0].path}: the masks have {len(present)} colours "
+            f"({_listed(present, colour=True)}), --classes says {count}; "
+            "leave --classes out or repair the masks"
+        )
+    for mask in masks:
+        beyond = sorted(v for v in mask.counts if v != ignore and not 0 <= v < count)
+        if beyond:
+            findings.problem(
+                f"{mask.path}: label {beyond[0]} is beyond the {count} classes (0 to {count - 1}); "
+                f"repair the mask, raise --classes, or say --ignore-index {beyond[0]}",
+                mask.path,
+            )
+    return tuple(range(count))

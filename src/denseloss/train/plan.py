@@ -1,0 +1,325 @@
+"""Settings become a plan, once: in a plan nothing is left to be decided."""
+
+import math
+import os
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict, dataclass, fields, replace
+from typing import Any
+
+import torch
+from torch import nn
+
+from denseloss import compose
+from denseloss.data.errors import InputError
+from denseloss.tasks import Data, Split, Task, named
+from denseloss.train.errors import DivergedError
+from denseloss.train.schedule import Schedule, steps_per_epoch
+from denseloss.train.settings import Precision, TrainSettings, TrialSettings, world_size
+
+DEFAULT_STEPS = 500
+VALIDATIONS = 20
+
+_SIZE_STEP = 32
+_SIZE_RANGE = (64, 192)
+_MUCH_SMALLER = 4
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainPlan:
+    """A whole training run, as `config.toml` holds it.
+
+    Attributes:
+        data: As it was named.
+        task: Its full name.
+        options: The task's own, by name.
+        loss: The expression, in its one form.
+        minutes: After which to stop, 0 for no such limit; the steps are planned for it.
+        patience: Validations without a better score after which to stop, 0 for no such limit.
+    """
+
+    data: str
+    task: str
+    options: Mapping[str, Any]
+    loss: str
+    seed: int
+    split_seed: int
+    val_share: float
+    test_share: float
+    steps: int
+    val_every: int
+    minutes: float
+    patience: int
+    size: int
+    batch_size: int
+    accumulate: int
+    lr: float
+    weight_decay: float
+    average: float
+    model: str
+    accelerator: str
+    devices: str
+    precision: str
+    threads: int
+    workers: int
+    logger: str
+
+    @property
+    def schedule(self) -> Schedule:
+        """The planned optimisation."""
+        return Schedule(
+            steps=self.steps,
+            val_every=self.val_every,
+            lr=self.lr,
+            weight_decay=self.weight_decay,
+        )
+
+    @property
+    def images_per_step(self) -> int:
+        """Of all devices."""
+        return self.batch_size * world_size(self.devices)
+
+    def to_table(self) -> dict[str, Any]:
+        """Return plain values, as TOML and JSON take them."""
+        return asdict(self)
+
+    @classmethod
+    def from_table(cls, table: Mapping[str, Any]) -> "TrainPlan":
+        """Read `to_table`.
+
+        Raises:
+            KeyError: A value is missing.
+        """
+        return cls(**{field.name: table[field.name] for field in fields(cls)})
+
+    def with_steps(self, steps: int, *, images: int) -> "TrainPlan":
+        """Return the plan with other steps, and as many validations as they deserve."""
+        every = validations_every(steps, images=images, per_step=self.images_per_step)
+        return replace(self, steps=steps, val_every=every)
+
+
+def options_of(task: Task, settings: TrialSettings) -> Any:
+    """Return the task's options, its defaults where none are given.
+
+    Raises:
+        InputError: The options are of another task.
+    """
+    if settings.options is None:
+        return task.settings()
+    if not isinstance(settings.options, task.settings):
+        raise InputError(
+            f"options: {task.name} takes {task.settings.__name__}, got "
+            f"{type(settings.options).__name__}"
+        )
+    return settings.options
+
+
+def read_options(plan: TrainPlan) -> Any:
+    """Return the options of a plan as its task takes them."""
+    return named(plan.task).settings(**plan.options)
+
+
+def split_of(settings: TrainSettings) -> Split:
+    """Return how the data is divided."""
+    return Split(
+        seed=settings.seed if settings.split_seed is None else settings.split_seed,
+        val_share=settings.val_share,
+        test_share=settings.test_share,
+    )
+
+
+def plan_of(
+    settings: TrainSettings,
+    task: Task,
+    task_name: str,
+    data: Data,
+    *,
+    clock: Callable[[TrainPlan], tuple[float, float]],
+    known: TrainPlan | None = None,
+    elsewhere: bool = False,
+) -> TrainPlan:
+    """Decide all that the user left open.
+
+    Args:
+        settings: What was asked.
+        task: Of the data.
+        task_name: Its full name.
+        data: That was opened.
+        clock: Measures a step and a validation of a plan, in seconds, where that decides something.
+        known: The plan of the run that is resumed: what was measured for it stays.
+        elsewhere: Whether it runs on other machines, whose accelerators are not known here.
+
+    Raises:
+        InputError: Something cannot be.
+    """
+    defaults = task.defaults
+    cpus = cores()
+    accelerator: str = settings.accelerator
+    if not elsewhere or accelerator == "auto":
+        accelerator = accelerator_here(accelerator)
+    model = settings.model or defaults.model
+    batch_size = settings.batch_size or defaults.batch_size
+    if settings.accumulate > batch_size:
+        raise InputError(
+            f"--accumulate {settings.accumulate}: a batch of {batch_size} images has no more "
+            "parts than images"
+        )
+    images = len(data.train)
+    per_step = batch_size * world_size(settings.devices)
+    epoch = steps_per_epoch(images, per_step)
+    steps = settings.epochs * epoch if settings.epochs else settings.steps or DEFAULT_STEPS
+    average = defaults.average if settings.average is None else settings.average
+    plan = TrainPlan(
+        data=settings.data,
+        task=task_name,
+        options=_plain_options(options_of(task, settings)),
+        loss=str(compose.parse(settings.loss or defaults.loss, mixed=True)),
+        seed=settings.seed,
+        split_seed=settings.seed if settings.split_seed is None else settings.split_seed,
+        val_share=settings.val_share,
+        test_share=settings.test_share,
+        steps=steps,
+        val_every=0,
+        minutes=settings.minutes or 0.0,
+        patience=settings.patience or 0,
+        size=settings.size or default_size(task, data),
+        batch_size=batch_size,
+        accumulate=settings.accumulate,
+        lr=settings.lr or task.learning_rate(model),
+        weight_decay=settings.weight_decay,
+        average=0.0 if world_size(settings.devices) > 1 else average,
+        model=model,
+        accelerator=accelerator,
+        devices=settings.devices,
+        precision=_precision(settings.precision, accelerator),
+        # Measured: small networks train several times faster with one thread than with many.
+        threads=settings.threads or (1 if accelerator == "cpu" else min(4, cpus)),
+        workers=min(4, cpus - 1) if settings.workers is None else settings.workers,
+        logger=settings.logger,
+    )
+    if plan.precision == "auto":
+        plan = replace(plan, precision=known.precision if known else _faster(plan, clock))
+    if settings.minutes is not None:
+        again = known is not None and known.minutes == plan.minutes
+        plan = replace(plan, steps=known.steps if known and again else _steps_in(plan, clock))
+    if settings.val_every is not None:
+        return replace(plan, val_every=min(settings.val_every, plan.steps))
+    return plan.with_steps(plan.steps, images=images)
+
+
+def _plain_options(options: Any) -> dict[str, Any]:
+    return {key: value for key, value in asdict(options).items() if value is not None}
+
+
+def validations_every(steps: int, *, images: int, per_step: int) -> int:
+    """Return how often to validate."""
+    every = min(steps, max(10, round(steps / VALIDATIONS)))
+    epoch = steps_per_epoch(images, per_step)
+    # Whole epochs, where an epoch is short enough for that.
+    return every // epoch * epoch if every >= epoch else every
+
+
+def cores() -> int:
+    """Return how many cores this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def accelerator_here(asked: str) -> str:
+    """Return the accelerator that is asked for; `"auto"` is the best there is.
+
+    Raises:
+        InputError: It is not there.
+    """
+    there = {
+        "cuda": torch.cuda.is_available(),
+        "mps": torch.backends.mps.is_available(),
+        "cpu": True,
+    }
+    if asked == "auto":
+        return next(name for name, is_there in there.items() if is_there)
+    if not there.get(asked, True):
+        raise InputError(f"--accelerator {asked}: torch {torch.__version__} finds none here")
+    return asked
+
+
+def _precision(asked: Precision, accelerator: str) -> str:
+    """Return the precision that is asked for, `"auto"` where it has to be measured.
+
+    Raises:
+        InputError: The accelerator has no such training.
+    """
+    if asked == "16-mixed" and accelerator == "cpu":
+        raise InputError("--precision 16-mixed: a CPU has no such training; use bf16-mixed")
+    if asked != "auto":
+        return asked
+    if accelerator in ("cuda", "gpu"):
+        native = torch.cuda.is_bf16_supported(including_emulation=False)
+        return "bf16-mixed" if native else "16-mixed"
+    features: dict[str, bool] = getattr(torch.cpu, "get_capabilities", dict)()
+    may_pay = accelerator == "cpu" and (features.get("avx512_bf16") or features.get("amx_bf16"))
+    return "auto" if may_pay else "32-true"
+
+
+def _faster(plan: TrainPlan, clock: Callable[[TrainPlan], tuple[float, float]]) -> str:
+    """Return the precision whose steps are shorter here: what a CPU promises is not believed."""
+    seconds = {"32-true": math.inf, "bf16-mixed": math.inf}
+    one = replace(plan, devices="1", accumulate=1, workers=0)
+    # Each twice, in mirrored order: a machine may become slower or faster meanwhile.
+    for name in (*seconds, *reversed(seconds)):
+        try:
+            step, _ = clock(replace(one, precision=name))
+        except DivergedError:  # the training itself will say so
+            return "32-true"
+        seconds[name] = min(seconds[name], step)
+    # Without a clear gain, the more exact one.
+    return "bf16-mixed" if seconds["bf16-mixed"] < 0.9 * seconds["32-true"] else "32-true"
+
+
+def _steps_in(plan: TrainPlan, clock: Callable[[TrainPlan], tuple[float, float]]) -> int:
+    """Return how many steps fit into the minutes of a plan, besides its validations."""
+    step, validation = clock(plan)
+    return max(1, int((60 * plan.minutes - VALIDATIONS * validation) / step))
+
+
+def default_size(task: Task, data: Data) -> int:
+    """Return the side of the training squares that most images can fill."""
+    low, high = _SIZE_RANGE
+    return max(low, min(high, task.usual_side(data) // _SIZE_STEP * _SIZE_STEP))
+
+
+def plan_lines(
+    plan: TrainPlan, task: Task, data: Data, network: nn.Module, criterion: Any
+) -> Iterator[str]:
+    """Say in plain words what is going to be done."""
+    told = [f"{k}={v}" for k, v in plan.options.items() if v != getattr(task.settings(), k)]
+    count = sum(p.numel() for p in network.parameters() if p.requires_grad)
+    size = f"{count / 1e6:.2f} million" if count > 1e4 else str(count)
+    yield f"model: {plan.model}, {size} parameters, random weights"
+    if told:
+        yield f"options: {', '.join(told)}"
+    yield f"loss: {plan.loss}"
+    yield from (f"  {note}" for note in criterion.notes)
+    epochs = plan.steps / steps_per_epoch(len(data.train), plan.images_per_step)
+    yield (
+        f"budget: {plan.steps} steps of {plan.images_per_step} images ({epochs:.4g} epochs), "
+        f"validation every {plan.val_every} steps"
+        + (f", each in {plan.accumulate} parts" if plan.accumulate > 1 else "")
+        + (f", at most {plan.minutes:g} minutes" if plan.minutes else "")
+    )
+    yield (
+        f"training: squares of {plan.size} pixels; AdamW, learning rate {plan.lr:g} "
+        f"(warm-up, then cosine to 0), weight decay {plan.weight_decay:g}"
+        + (f", average of the weights {plan.average:g}" if plan.average else "")
+        + f"; seed {plan.seed}"
+    )
+    side = task.usual_side(data)
+    if plan.size * _MUCH_SMALLER <= side:
+        yield (
+            f"  note: images of {side} pixels are seen in squares of {plan.size}; what is told "
+            f"apart by its surroundings needs more, such as --size {side // 2}"
+        )
+    yield (
+        f"machine: {plan.accelerator}, {plan.devices} device(s), precision {plan.precision} "
+        f"(losses in float32), {plan.threads} thread(s), {plan.workers} loading worker(s)"
+    )

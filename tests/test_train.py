@@ -613,6 +613,7 @@ def started(folder: Path, out: Path, *options: str, workers: int) -> subprocess.
         stderr=subprocess.PIPE,
         text=True,
         env={**os.environ, "OMP_NUM_THREADS": "1"},
+        start_new_session=True,
         # Where tests run in the background, Ctrl-C is ignored, and would be by their children.
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
@@ -637,7 +638,12 @@ def uninterrupted(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> str
 
 @pytest.mark.parametrize(
     ("kind", "code", "workers"),
-    [(signal.SIGINT, 130, 0), (signal.SIGTERM, 143, 0), (signal.SIGKILL, -9, 1)],
+    [
+        (signal.SIGINT, 130, 0),
+        (signal.SIGTERM, 143, 0),
+        (signal.SIGTERM, 143, 1),
+        (signal.SIGKILL, -9, 1),
+    ],
 )
 def test_an_interrupted_run_resumes_exactly(
     folder: Path,
@@ -650,7 +656,8 @@ def test_an_interrupted_run_resumes_exactly(
     out = tmp_path / "run"
     run = started(folder, out, workers=workers)
     wait_for_rows(run, out, count=2)
-    run.send_signal(kind)
+    # Schedulers send SIGTERM to all processes of a job, those that load images among them.
+    (os.killpg if workers else os.kill)(run.pid, kind)
     _, complaint = run.communicate(timeout=60)
     assert run.returncode == code, complaint
     assert not (out / "summary.json").exists()

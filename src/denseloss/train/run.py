@@ -444,14 +444,18 @@ def _stoppable(trainer: L.Trainer, folder: RunFolder, records: Records) -> Itera
     handler = signal.getsignal(signal.SIGINT)
     try:
         yield
-    except (KeyboardInterrupt, SIGTERMException, SystemExit) as stop:
+    except (KeyboardInterrupt, SIGTERMException, SystemExit, RuntimeError) as stop:
+        # Schedulers send SIGTERM to all processes of a job: a loading worker may be gone first.
+        worker = isinstance(stop, RuntimeError) and "killed by signal: Terminated" in str(stop)
+        if isinstance(stop, RuntimeError) and not worker:
+            raise
         # Lightning answers Ctrl-C with sys.exit(1), and leaves Ctrl-C switched off.
         if isinstance(stop, SystemExit) and not trainer.interrupted:
             raise
         folder.log("interrupted", saved=records.saved_step)
         raise InterruptedRunError(
             f"stopped; the same command goes on from step {records.saved_step} of {records.steps}",
-            exit_code=143 if isinstance(stop, SIGTERMException) else 130,
+            exit_code=143 if worker or isinstance(stop, SIGTERMException) else 130,
         ) from None
     except InputError as error:
         folder.log("failed", error=str(error))

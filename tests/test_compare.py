@@ -35,8 +35,8 @@ from denseloss.data.files import load_arrays
 from denseloss.tasks import Candidate
 from denseloss.tasks.segmentation import Segmentation, open_data
 from denseloss.tasks.segmentation.measure import METRICS
-from denseloss.train.plan import TrainPlan
 from denseloss.train.run import _prepared
+from tests.plans import trial_plan
 
 pytestmark = pytest.mark.filterwarnings("error")
 
@@ -367,37 +367,6 @@ def test_a_machine_that_does_not_see_the_folder_says_so(tmp_path: Path) -> None:
 
 
 # ---------------------------------------------------------------- small plans
-
-
-def trial_plan(**changed: object) -> TrainPlan:
-    values: dict[str, object] = {
-        "data": "synthetic:blobs",
-        "task": "segmentation",
-        "options": {},
-        "loss": "dice",
-        "seed": 0,
-        "split_seed": 0,
-        "val_share": 0.2,
-        "test_share": 0.2,
-        "steps": 2,
-        "val_every": 2,
-        "minutes": 0.0,
-        "patience": 0,
-        "size": 32,
-        "batch_size": 2,
-        "accumulate": 1,
-        "lr": 0.01,
-        "weight_decay": 1e-4,
-        "average": 0.0,
-        "model": "dynunet",
-        "accelerator": "cpu",
-        "devices": "1",
-        "precision": "32-true",
-        "threads": 1,
-        "workers": 0,
-        "logger": "none",
-    }
-    return TrainPlan(**{**values, **changed})  # type: ignore[arg-type]
 
 
 def whole_plan(**changed: object) -> ComparePlan:

@@ -32,8 +32,10 @@ from denseloss.tasks.segmentation.criterion import SegmentationCriterion, as_mas
 from denseloss.tasks.segmentation.meter import OverlapMeter
 from denseloss.tasks.segmentation.network import build_model
 from denseloss.train import TrainSettings, train
+from denseloss.train.errors import DivergedError
 from denseloss.train.folder import difference, to_toml
 from denseloss.train.loading import Loading, Shard, train_loader
+from denseloss.train.precision import faster
 from denseloss.train.schedule import SampleStream, Schedule, steps_per_epoch
 
 FILES = {
@@ -89,6 +91,7 @@ def tiny(data: Path, out: Path, **changed: object) -> TrainSettings:
         batch_size=2,
         workers=0,
         accelerator="cpu",
+        precision="32-true",
     )
     return replace(settings, **changed)  # type: ignore[arg-type]
 
@@ -531,6 +534,34 @@ def test_minutes_become_steps(folder: Path, tmp_path: Path) -> None:
     assert time.monotonic() - start < 40
 
 
+def test_precision_is_measured_once_and_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    asked = []
+    speed = 1.0
+
+    def clock(precision: str) -> float:
+        asked.append(precision)
+        return 1.0 if precision == "32-true" else speed
+
+    for speed, expected in ((0.5, "bf16-mixed"), (0.95, "32-true"), (1.2, "32-true")):
+        assert faster({"size": speed}, clock) == expected
+        assert asked == ["32-true", "bf16-mixed", "bf16-mixed", "32-true"]
+        asked.clear()
+        assert faster({"size": speed}, clock) == expected
+        assert asked == []
+
+    def diverges(_: str) -> float:
+        raise DivergedError("the loss is inf", lr=1)
+
+    assert faster({"size": 7}, diverges) == "32-true"
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
+    speed = 0.5
+    assert faster({"size": 8}, clock) == "bf16-mixed"
+
+
 def test_loggers(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("tensorboard")
     result = train(tiny(folder, tmp_path / "run", steps=2, logger="tensorboard"))
@@ -602,6 +633,7 @@ def test_two_devices_leave_one_run(folder: Path, tmp_path: Path) -> None:
 # ---------------------------------------------------------------- interrupted and resumed
 
 LONG = ("--steps", "40", "--val-every", "4", "--size", "32", "--batch-size", "2")
+LONG += ("--precision", "32-true")
 
 
 def started(folder: Path, out: Path, *options: str, workers: int) -> subprocess.Popen[str]:

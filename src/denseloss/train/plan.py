@@ -1,6 +1,5 @@
 """Settings become a plan, once: in a plan nothing is left to be decided."""
 
-import math
 import os
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, fields, replace
@@ -12,13 +11,15 @@ from torch import nn
 from denseloss import compose
 from denseloss.data.errors import InputError
 from denseloss.tasks import Data, Split, Task, named
-from denseloss.train.errors import DivergedError
+from denseloss.train.precision import faster
 from denseloss.train.schedule import Schedule, steps_per_epoch
 from denseloss.train.settings import Precision, TrainSettings, TrialSettings, world_size
 
 DEFAULT_STEPS = 500
 VALIDATIONS = 20
 
+# What the length of a step depends on, besides the machine and the precision.
+_KIND = ("task", "options", "model", "size", "batch_size", "threads")
 _SIZE_STEP = 32
 _SIZE_RANGE = (64, 192)
 _MUCH_SMALLER = 4
@@ -262,18 +263,10 @@ def _precision(asked: Precision, accelerator: str) -> str:
 
 
 def _faster(plan: TrainPlan, clock: Callable[[TrainPlan], tuple[float, float]]) -> str:
-    """Return the precision whose steps are shorter here: what a CPU promises is not believed."""
-    seconds = {"32-true": math.inf, "bf16-mixed": math.inf}
+    table = plan.to_table()
+    kind = {name: table[name] for name in _KIND}
     one = replace(plan, devices="1", accumulate=1, workers=0)
-    # Each twice, in mirrored order: a machine may become slower or faster meanwhile.
-    for name in (*seconds, *reversed(seconds)):
-        try:
-            step, _ = clock(replace(one, precision=name))
-        except DivergedError:  # the training itself will say so
-            return "32-true"
-        seconds[name] = min(seconds[name], step)
-    # Without a clear gain, the more exact one.
-    return "bf16-mixed" if seconds["bf16-mixed"] < 0.9 * seconds["32-true"] else "32-true"
+    return faster(kind, lambda precision: clock(replace(one, precision=precision))[0])
 
 
 def _steps_in(plan: TrainPlan, clock: Callable[[TrainPlan], tuple[float, float]]) -> int:

@@ -533,7 +533,7 @@ def _report(result: "TrainResult", data: str, console: "Console") -> None:
     rows = {part: [f"{kind}/{part}" for kind in kinds] for part in parts}
     if len(parts) != 2:  # of two classes the score is that of the foreground
         rows["mean" if parts else name] = ["score", *kinds[1:]]
-    heads = [name, *(kind.upper() if len(kind) == 3 else kind for kind in kinds[1:])]
+    heads = [name, *(summary["metrics"].get(kind, kind) for kind in kinds[1:])]
     table = Table("", *(f"{split} {head}" for split in splits for head in heads), box=None)
     for label, keys in rows.items():
         scores = [row[key] for row in splits.values() for key in keys]

@@ -20,16 +20,17 @@ _LINES = ("-", "--", ":", "-.")
 
 
 def draw_curves(
-    rows: Sequence[Mapping[str, float]], metric: Metric, *, part: str, path: Path
+    rows: Sequence[Mapping[str, float]], metrics: Sequence[Metric], *, part: str, path: Path
 ) -> None:
     """Draw the losses and the scores over the steps.
 
     Args:
         rows: Those of `metrics.csv`.
-        metric: What the column `score` is.
+        metrics: Of the task; the first is what the column `score` is.
         part: What is scored one by one, such as `"class"`.
         path: Where the picture goes.
     """
+    metric, names = metrics[0], {metric.key: metric.name for metric in metrics}
     others = [
         key
         for key in rows[-1]
@@ -57,7 +58,14 @@ def draw_curves(
     line(axes[1], "score", metric.name, color=_BLUE, linewidth=2)
     for i, key in enumerate(others):
         colour = _COLOURS[1 + i % (len(_COLOURS) - 1)]
-        line(axes[1], key, key, color=colour, linewidth=2, linestyle=_LINES[1 + i % 3])
+        line(
+            axes[1],
+            key,
+            names.get(key, key),
+            color=colour,
+            linewidth=2,
+            linestyle=_LINES[1 + i % 3],
+        )
     best = best_row(rows, metric)
     axes[1].plot(
         [best["step"]],

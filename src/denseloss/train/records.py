@@ -39,7 +39,7 @@ class Records(Callback):
         console: Where the progress is shown.
         steps: How many steps are planned.
         steps_per_epoch: What makes steps epochs.
-        metric: What the column `score` is.
+        metrics: Of the task; the first is what the column `score` is.
         seconds: After how much training time to stop, None for no such limit.
     """
 
@@ -50,14 +50,15 @@ class Records(Callback):
         console: Console,
         steps: int,
         steps_per_epoch: int,
-        metric: Metric,
+        metrics: Sequence[Metric],
         seconds: float | None,
     ) -> None:
         self.folder = folder
         self.console = console
         self.steps = steps
         self.steps_per_epoch = steps_per_epoch
-        self.metric = metric
+        self.metric = metrics[0]
+        self.names = {metric.key: metric.name for metric in metrics}
         self.seconds = seconds
         self.rows: list[Row] = []
         self.saved_step = 0
@@ -158,7 +159,7 @@ class Records(Callback):
         yield f"val {self.metric.name} {row['score']:.4f}"
         for key, value in row.items():
             if key not in _OWN and "/" not in key and key != self.metric.key:
-                yield f"val {key} {value:.4f}"
+                yield f"val {self.names.get(key, key)} {value:.4f}"
 
     def summary(self, data: Data, *, test: Mapping[str, float] | None) -> dict[str, Any]:
         """Return what `summary.json` says."""
@@ -166,6 +167,7 @@ class Records(Callback):
         return {
             "data": data.name,
             "score": {"name": self.metric.name, "higher_is_better": self.metric.higher_is_better},
+            "metrics": self.names,
             "best": best,
             "last": self.rows[-1],
             "test": None if test is None else {k: _rounded(v) for k, v in test.items()},

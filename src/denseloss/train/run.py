@@ -362,14 +362,13 @@ def _trainer_options(plan: TrainPlan) -> dict[str, Any]:
 def _trainer(
     plan: TrainPlan, task: Task, folder: RunFolder, loading: Loading, console: Console
 ) -> tuple[L.Trainer, Records]:
-    metric = task.metrics[0]
-    mode = "max" if metric.higher_is_better else "min"
+    mode = "max" if task.metrics[0].higher_is_better else "min"
     records = Records(
         folder,
         console=console,
         steps=plan.steps,
         steps_per_epoch=steps_per_epoch(len(loading.data.train), plan.images_per_step),
-        metric=metric,
+        metrics=task.metrics,
         seconds=60 * plan.minutes if plan.minutes else None,
     )
     callbacks: list[Callback] = [
@@ -431,7 +430,9 @@ def _fit(
     if trainer.is_global_zero:
         # Once more: a run that was killed after its last step has nothing left to train.
         folder.write_metrics(records.rows)
-        draw_curves(records.rows, records.metric, part=loading.task.part, path=folder.curves_file)
+        draw_curves(
+            records.rows, loading.task.metrics, part=loading.task.part, path=folder.curves_file
+        )
         loading.task.draw_samples(module.eval(), loading.data, folder.samples_file)
         folder.log("finished", step=summary["steps"])
         folder.finish(summary)

@@ -10,7 +10,7 @@ import time
 import tomllib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from importlib.metadata import version
 from pathlib import Path
 from types import FrameType
@@ -48,7 +48,7 @@ from denseloss.train.folder import FORMAT, to_toml
 from denseloss.train.plan import TrainPlan, accelerator_here, default_size, options_of
 from denseloss.train.plan import plan_of as train_plan_of
 from denseloss.train.run import facts, opened, step_times, task_of
-from denseloss.train.settings import TrainSettings
+from denseloss.train.settings import TrainSettings, TrialSettings
 
 _AUTO = "auto"
 _TICK_SECONDS = 0.2
@@ -259,29 +259,18 @@ def _common(
             accelerator = "cuda" if engine.gpus else "cpu"
         if precision == "auto":
             precision = "32-true" if accelerator == "cpu" else "bf16-mixed"
-    trial = TrainSettings(
-        data=settings.data,
-        task=settings.task,
-        loss=candidates[0].loss,
-        steps=settings.steps,
-        epochs=settings.epochs,
-        size=settings.size,
-        batch_size=settings.batch_size,
-        accumulate=settings.accumulate,
-        lr=settings.base_lr,
-        weight_decay=settings.weight_decay,
-        average=settings.average,
-        model=settings.model,
-        split_seed=settings.split_seed,
-        val_share=settings.val_share,
-        test_share=settings.test_share,
-        val_every=settings.val_every,
-        precision=precision,
-        accelerator=accelerator,
-        options=settings.options,
-        workers=settings.workers,
-        threads=1,
-    )
+    shared = {field.name: getattr(settings, field.name) for field in fields(TrialSettings)}
+    own = {
+        "loss": candidates[0].loss,
+        "lr": settings.base_lr,
+        "split_seed": settings.split_seed,
+        "precision": precision,
+        "accelerator": accelerator,
+        "workers": settings.workers,
+        "threads": 1,
+        "out": None,
+    }
+    trial = TrainSettings(**{**shared, **own})
     return train_plan_of(
         trial,
         task,

@@ -37,7 +37,7 @@ def column(
     *,
     decimals: int,
     higher: bool,
-    verdicts: Sequence[str] | None = None,
+    verdicts: Sequence[str] = (),
 ) -> list[Cell]:
     """A column of values with their intervals, in which the best one is marked.
 

@@ -2,7 +2,6 @@
 
 from collections.abc import Iterable
 from dataclasses import replace
-from typing import Any
 
 from denseloss.compare import figures, text
 from denseloss.compare import score_tables as tables
@@ -33,7 +32,7 @@ def contents(results: Results, of_task: Iterable[Section]) -> Report:
         _repeat(results),
     )
     return Report(
-        title=text.title(results),
+        title=f"Which loss suits {results.name}?",
         subtitle=text.subtitle(results),
         losses=tuple(results.names),
         verdict=results.verdict,
@@ -42,11 +41,9 @@ def contents(results: Results, of_task: Iterable[Section]) -> Report:
     )
 
 
-def _chosen(metric: Metric, pooling: Pooling, title: str, **of: Any) -> Section:
-    """A part about one metric and pooling, which are said behind its title and chosen by."""
+def _choice(metric: Metric, pooling: Pooling) -> Choice:
     how = tables.POOLING_WORDS[pooling]
-    choice = Choice(metric=metric.key, metric_name=metric.name, pooling=pooling, pooling_name=how)
-    return Section(title=f"{title}, {how}", choice=choice, **of)
+    return Choice(metric=metric.key, metric_name=metric.name, pooling=pooling, pooling_name=how)
 
 
 def _scores(results: Results) -> Section:
@@ -74,10 +71,9 @@ def _panel(results: Results, metric: Metric, pooling: Pooling) -> Section:
     how, interval = tables.POOLING_WORDS[pooling], f"{tables.level(results)} confidence interval"
     shaded = f" Shaded: too small to matter (±{results.effect:g})."
     main = metric is results.metrics[0]
-    return _chosen(
-        metric,
-        pooling,
-        metric.name,
+    return Section(
+        title=f"{metric.name}, {how}",
+        choice=_choice(metric, pooling),
         text=(
             f"{text.better(metric)} {how.capitalize()}: {tables.POOLING_MEANING[pooling]}. "
             f"With each value its {interval}.",
@@ -170,10 +166,9 @@ def _parts(results: Results) -> Section | None:
             main = metric is results.metrics[0]
             drawing = figures.by_part(results, metric, pooling) if main else None
             panels.append(
-                _chosen(
-                    metric,
-                    pooling,
-                    f"{metric.name} of each {results.part}",
+                Section(
+                    title=f"{metric.name} of each {results.part}, {tables.POOLING_WORDS[pooling]}",
+                    choice=_choice(metric, pooling),
                     figures=drawn(drawing, caption=caption),
                     tables=(table,),
                 )

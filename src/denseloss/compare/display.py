@@ -34,9 +34,9 @@ class Display:
         self.console = console
         self.progress = progress
         self.root = root
+        self.slots = slots
         self.steps = progress.plan.common.steps
         self.score_name = progress.plan.task.metrics[0].name
-        self.slots = slots
         self.started: dict[Trial, float] = {}
         self.seconds: list[float] = []
         self._drawn = 0.0

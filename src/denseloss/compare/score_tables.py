@@ -10,6 +10,7 @@ from denseloss.compare.results import Comparison, LossResults, Results
 from denseloss.compare.statistics import MOST_SEEDS
 from denseloss.report.numbers import (
     NOTHING,
+    Estimate,
     duration,
     number,
     plain,
@@ -83,14 +84,15 @@ def scores_note(results: Results) -> str:
 
 def _score_column(results: Results, metric: Metric, pooling: Pooling) -> list[Cell]:
     key, losses = (metric.key, pooling), results.losses
-    return column(
-        [loss.scores.get(key) for loss in losses],
-        decimals=digits(results, metric),
-        higher=metric.higher_is_better,
-        verdicts=[
-            loss.comparisons[key].verdict if key in loss.comparisons else "" for loss in losses
-        ],
-    )
+    verdicts = [loss.comparisons[key].verdict if key in loss.comparisons else "" for loss in losses]
+    return _column(results, metric, [loss.scores.get(key) for loss in losses], verdicts)
+
+
+def _column(
+    results: Results, metric: Metric, found: Sequence[Estimate | None], verdicts: Sequence[str] = ()
+) -> list[Cell]:
+    decimals, higher = digits(results, metric), metric.higher_is_better
+    return column(found, decimals=decimals, higher=higher, verdicts=verdicts)
 
 
 def comparison(results: Results, metric: Metric, pooling: Pooling) -> Table:
@@ -98,15 +100,8 @@ def comparison(results: Results, metric: Metric, pooling: Pooling) -> Table:
     found = [loss.comparisons.get((metric.key, pooling)) for loss in results.losses]
     rows = [_compared(i, one, digits(results, metric)) for i, one in enumerate(found)]
     effect = next((f" for {one.needed.effect:g}" for one in found if one is not None), "")
-    names = (
-        "Difference",
-        "p",
-        "p corrected",
-        "Probability of improvement",
-        "Effect size",
-        "Verdict",
-        f"More needed{effect}",
-    )
+    measures = ("Difference", "p", "p corrected", "Probability of improvement", "Effect size")
+    names = (*measures, "Verdict", f"More needed{effect}")
     # Said once in a line: the verdict has a column of its own.
     score = [replace(cell, verdict="") for cell in _score_column(results, metric, pooling)]
     return by_loss(
@@ -218,14 +213,7 @@ def _tried(loss: LossResults, lr: float) -> Cell:
 def per_part(results: Results, metric: Metric, pooling: Pooling) -> Table | None:
     """One metric of every part, None where no loss has it."""
     columns = [
-        (
-            key[-1],
-            column(
-                [loss.per_part.get(key) for loss in results.losses],
-                decimals=digits(results, metric),
-                higher=metric.higher_is_better,
-            ),
-        )
+        (key[-1], _column(results, metric, [loss.per_part.get(key) for loss in results.losses]))
         for key in results.scored_parts(metric, pooling)
     ]
     caption = f"{metric_name(metric)} per {results.part}, {POOLING_WORDS[pooling]}"

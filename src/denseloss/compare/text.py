@@ -8,11 +8,6 @@ from denseloss.tasks.scores import Metric
 CURVES = "Mean over the seeds, and a band from the lowest to the highest: no confidence interval."
 
 
-def title(results: Results) -> str:
-    """What the report is about."""
-    return f"Which loss suits {results.name}?"
-
-
 def subtitle(results: Results) -> str:
     """How much was compared."""
     seeds = max((len(loss.seeds) for loss in results.losses), default=0)
@@ -72,16 +67,15 @@ def _intervals(results: Results) -> str:
             "With one seed and one held-out image there are no confidence intervals: nothing here "
             "speaks about another training or about other images."
         )
-    if one_seed:
+    if one_seed or one_image:
+        one, alone = ("seed", "held-out images") if one_seed else ("held-out image", "seeds")
+        same = "the same networks would give on other images of the same kind"
+        told = same if one_seed else "another training would give on this very image"
+        untold = "another training" if one_seed else "other images"
+        how = " A bootstrap draws the images anew, with replacement." if one_seed else ""
         return (
-            f"With one seed {intervals} are over the held-out images alone (a bootstrap draws the "
-            "images anew, with replacement): they tell what the same networks would give on other "
-            "images of the same kind, and say nothing about another training."
-        )
-    if one_image:
-        return (
-            f"With one held-out image {intervals} are over the seeds alone: they tell what another "
-            "training would give on this very image, and say nothing about other images."
+            f"With one {one} {intervals} are over the {alone} alone: they tell what {told}, and "
+            f"say nothing about {untold}.{how}"
         )
     single = (
         " Those of a loss with a single finished seed are over the images alone and say nothing "

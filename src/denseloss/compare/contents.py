@@ -5,7 +5,7 @@ from dataclasses import replace
 
 from denseloss.compare import figures, text
 from denseloss.compare import score_tables as tables
-from denseloss.compare.results import LossResults, Results
+from denseloss.compare.results import Results
 from denseloss.report.sections import Choice, Figure, Item, Report, Section, Table, drawn
 from denseloss.tasks.scores import Metric, Pooling
 
@@ -32,9 +32,9 @@ def contents(results: Results, of_task: Iterable[Section]) -> Report:
         _repeat(results),
     )
     return Report(
-        title=text.title(results),
+        title=f"Which loss suits {results.name}?",
         subtitle=text.subtitle(results),
-        losses=tuple(loss.loss for loss in results.losses),
+        losses=tuple(results.names),
         verdict=results.verdict,
         warnings=results.warnings,
         sections=tuple(filter(None, sections)),
@@ -42,60 +42,53 @@ def contents(results: Results, of_task: Iterable[Section]) -> Report:
 
 
 def _choice(metric: Metric, pooling: Pooling) -> Choice:
-    """What a part about one metric and pooling is chosen by."""
-    return Choice(
-        metric=metric.key,
-        metric_name=metric.name,
-        pooling=pooling,
-        pooling_name=tables.POOLING_WORDS[pooling],
-    )
+    how = tables.POOLING_WORDS[pooling]
+    return Choice(metric=metric.key, metric_name=metric.name, pooling=pooling, pooling_name=how)
 
 
 def _scores(results: Results) -> Section:
-    panels = [_panel(results, *one) for one in tables.measured(results)]
+    panels = tuple(_panel(results, *one) for one in tables.measured(results))
     return Section(
         title="Every loss, against the baseline",
         name="Scores",
         anchor="scores",
         text=() if panels else ("No trial has finished, so there is no score.",),
-        items=tuple(_introduced(i, loss) for i, loss in enumerate(results.losses)),
-        parts=tuple(panels),
-    )
-
-
-def _introduced(index: int, loss: LossResults) -> Item:
-    return Item(
-        loss=index,
-        named=True,
-        text="" if loss.seeds else "no finished trial",
-        notes=tuple(filter(None, (loss.reason, *loss.notes))),
+        items=tuple(
+            Item(
+                loss=i,
+                named=True,
+                text="" if loss.seeds else "no finished trial",
+                notes=tuple(filter(None, (loss.reason, *loss.notes))),
+            )
+            for i, loss in enumerate(results.losses)
+        ),
+        parts=panels,
     )
 
 
 def _panel(results: Results, metric: Metric, pooling: Pooling) -> Section:
-    how, level = tables.POOLING_WORDS[pooling], tables.level(results)
+    asked = (results, metric, pooling)
+    how, interval = tables.POOLING_WORDS[pooling], f"{tables.level(results)} confidence interval"
     shaded = f" Shaded: too small to matter (±{results.effect:g})."
-    about = f"with its {level} confidence interval"
+    main = metric is results.metrics[0]
     return Section(
         title=f"{metric.name}, {how}",
         choice=_choice(metric, pooling),
         text=(
             f"{text.better(metric)} {how.capitalize()}: {tables.POOLING_MEANING[pooling]}. "
-            f"With each value its {level} confidence interval.",
+            f"With each value its {interval}.",
         ),
         figures=(
             *drawn(
-                figures.values(results, metric, pooling),
-                "Score",
-                f"{about}; small rings are the seeds.",
+                figures.values(*asked), "Score", f"with its {interval}; small rings are the seeds."
             ),
             *drawn(
-                figures.differences(results, metric, pooling),
+                figures.differences(*asked),
                 "Difference to the baseline",
-                f"{about}. Hollow: undecided.{shaded if metric is results.metrics[0] else ''}",
+                f"with its {interval}. Hollow: undecided.{shaded if main else ''}",
             ),
         ),
-        tables=(tables.comparison(results, metric, pooling),),
+        tables=(tables.comparison(*asked),),
         items=tuple(
             Item(loss=i, text=loss.comparisons[metric.key, pooling].words)
             for i, loss in enumerate(results.losses)
@@ -105,9 +98,9 @@ def _panel(results: Results, metric: Metric, pooling: Pooling) -> Section:
 
 
 def _all_metrics(results: Results) -> Section:
-    other = next(pooling for pooling in tables.POOLINGS if pooling != results.pooling)
-    made = [tables.scores(results, pooling) for pooling in (results.pooling, other)]
-    found = [table for table in made if table is not None]
+    # Those of the verdict first.
+    poolings = sorted(tables.POOLINGS, key=lambda pooling: pooling != results.pooling)
+    found = [table for one in poolings if (table := tables.scores(results, one)) is not None]
     if found:
         found[-1] = replace(found[-1], notes=(tables.scores_note(results),))
     return Section(
@@ -127,7 +120,7 @@ def _learning(results: Results) -> Section:
     losses = Section(
         title="Training and validation loss",
         about_figures="Solid: training; dashed: validation; over the steps. Each loss has its own "
-        "scale, so heights are not compared between losses.",
+        "scale: heights are not compared between losses.",
         figures=small,
     )
     return Section(
@@ -164,28 +157,22 @@ def _rates(results: Results) -> Section:
 
 def _parts(results: Results) -> Section | None:
     """Every part with every loss, unless the only one is the whole."""
-    if len(results.parts) < 2:
-        return None
-    title = f"Each {results.part}"
-    panels = []
-    for metric, pooling in tables.measured(results):
+    title, panels = f"Each {results.part}", []
+    caption = f"{title} with every loss; lines are {tables.level(results)} confidence intervals."
+    for metric, pooling in tables.measured(results) if len(results.parts) > 1 else ():
         table = tables.per_part(results, metric, pooling)
-        if table is None:
-            continue
-        # A diagram of one metric is enough: with twenty parts they are long.
-        main = metric is results.metrics[0]
-        panels.append(
-            Section(
-                title=f"{metric.name} of each {results.part}, {tables.POOLING_WORDS[pooling]}",
-                choice=_choice(metric, pooling),
-                figures=drawn(
-                    figures.by_part(results, metric, pooling) if main else None,
-                    caption=f"{title} with every loss; lines are {tables.level(results)} "
-                    "confidence intervals.",
-                ),
-                tables=(table,),
+        if table is not None:
+            # A diagram of one metric is enough: with twenty parts they are long.
+            main = metric is results.metrics[0]
+            drawing = figures.by_part(results, metric, pooling) if main else None
+            panels.append(
+                Section(
+                    title=f"{metric.name} of each {results.part}, {tables.POOLING_WORDS[pooling]}",
+                    choice=_choice(metric, pooling),
+                    figures=drawn(drawing, caption=caption),
+                    tables=(table,),
+                )
             )
-        )
     return Section(title=title, anchor="parts", parts=tuple(panels)) if panels else None
 
 
@@ -195,32 +182,28 @@ def _one_table(title: str, table: Table | None) -> Section | None:
 
 def _how(results: Results) -> Section:
     counts = ", ".join(f"{name}: {count}" for name, count in results.counts.items())
-    lines = (*results.data_lines, counts)
+    data = tuple(Item(text=line) for line in (*results.data_lines, counts))
+    metrics = tuple(
+        Item(head=tables.metric_name(metric), text=f"{metric.definition} {text.better(metric)}")
+        for metric in results.metrics
+    )
     return Section(
         title="How it was measured",
         anchor="how",
         text=text.statistics(results),
-        parts=(
-            Section(title="The data", items=tuple(Item(text=line) for line in lines)),
-            Section(
-                title="The metrics",
-                items=tuple(
-                    Item(head=tables.metric_name(m), text=f"{m.definition} {text.better(m)}")
-                    for m in results.metrics
-                ),
-            ),
-        ),
+        parts=(Section(title="The data", items=data), Section(title="The metrics", items=metrics)),
     )
 
 
 def _repeat(results: Results) -> Section:
-    pairs = (
-        ("What all trials had in common", "Setting", "Value", results.settings),
-        ("Versions", "Name", "Version", results.versions),
+    common = "What all trials had in common"
+    found = (
+        tables.pairs(common, "Setting", "Value", results.settings),
+        tables.pairs("Versions", "Name", "Version", results.versions),
     )
     return Section(
         title="To repeat it",
         anchor="repeat",
         code=results.commands,
-        tables=tuple(tables.pairs(*pair) for pair in pairs if pair[-1]),
+        tables=tuple(table for table in found if table is not None),
     )

@@ -2,7 +2,9 @@
 
 import math
 import time
+from collections.abc import Mapping
 from pathlib import Path
+from statistics import mean
 
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
@@ -32,9 +34,9 @@ class Display:
         self.console = console
         self.progress = progress
         self.root = root
+        self.slots = slots
         self.steps = progress.plan.common.steps
         self.score_name = progress.plan.task.metrics[0].name
-        self.slots = slots
         self.started: dict[Trial, float] = {}
         self.seconds: list[float] = []
         self._drawn = 0.0
@@ -58,17 +60,16 @@ class Display:
         """Tell how a trial ended, with a line that stays."""
         seconds = time.monotonic() - self.started.pop(trial)
         done, total = self.progress.done, self.progress.total
-        head = (
-            f"[{done:{len(str(total))}}/{total}] {trial.loss}  seed {trial.seed}  lr {trial.lr:g}"
-        )
-        if failed is None:
+        number = f"[{done:{len(str(total))}}/{total}]"
+        line = f"{number} {trial.loss}  seed {trial.seed}  lr {trial.lr:g}  "
+        if failed is not None:
+            line += f"FAILED: {failed.error}"
+        else:
             self.seconds.append(seconds)
             left = self.left()
-            tail = f"  about {duration(left)} left" if left and done < total else ""
             score = self.progress.scores[trial]
-            line = f"{head}  val {self.score_name} {score:.4f}  {duration(seconds)}{tail}"
-        else:
-            line = f"{head}  FAILED: {failed.error}"
+            line += f"val {self.score_name} {score:.4f}  {duration(seconds)}"
+            line += f"  about {duration(left)} left" if left and done < total else ""
         self.console.print(line, highlight=False, markup=False, soft_wrap=True)
 
     def tick(self) -> None:
@@ -79,35 +80,31 @@ class Display:
 
     def left(self) -> float | None:
         """Return about how many seconds are left, None while nobody can say."""
-        now = time.monotonic()
-        shares = {t: self._share(t) for t in self.started}
-        if self.seconds:
-            # The latest count: a machine may have become slower.
-            latest = self.seconds[-2 * self.slots :]
-            each = sum(latest) / len(latest)
-        else:
-            speeds = [(now - self.started[t]) / s for t, s in shares.items() if s > 0]
-            if not speeds:
-                return None
-            each = sum(speeds) / len(speeds)
-        open_trials = self.progress.total - self.progress.done - len(self.started)
-        running = [max(0.0, each - (now - begun)) for begun in self.started.values()]
-        return (open_trials * each + sum(running)) / max(1, self.slots)
+        passed = {trial: time.monotonic() - begun for trial, begun in self.started.items()}
+        # The latest count: a machine may have become slower.
+        known = self.seconds[-2 * self.slots :] or [
+            passed[trial] / min(1.0, step / self.steps)
+            for trial in passed
+            if (step := self._latest(trial).get("step", 0)) > 0
+        ]
+        if not known:
+            return None
+        each = mean(known)
+        waiting = self.progress.total - self.progress.done - len(passed)
+        running = sum(max(0.0, each - seconds) for seconds in passed.values())
+        return (waiting * each + running) / max(1, self.slots)
 
-    def _share(self, trial: Trial) -> float:
-        return min(1.0, TrialFolder(self.root, trial).latest().get("step", 0) / self.steps)
+    def _latest(self, trial: Trial) -> Mapping[str, float]:
+        return TrialFolder(self.root, trial).latest()
 
     def _table(self) -> RenderableType:
-        losses = Table(
-            "loss", "learning rates", "seeds", f"val {self.score_name}", box=None, pad_edge=False
-        )
+        score = f"val {self.score_name}"
+        losses = Table("loss", "learning rates", "seeds", score, box=None, pad_edge=False)
         for loss in self.progress.plan.losses:
             losses.add_row(_shortened(loss, 44), *self._loss_cells(loss))
-        running = Table(
-            "running", "", "", "step", "", f"val {self.score_name}", "", box=None, pad_edge=False
-        )
-        for trial, begun in sorted(self.started.items(), key=lambda item: item[1]):
-            running.add_row(*self._running_cells(trial, begun))
+        running = Table("running", "", "", "step", "", score, "", box=None, pad_edge=False)
+        for trial in sorted(self.started, key=self.started.__getitem__):
+            running.add_row(*self._running_cells(trial))
         done, total = self.progress.done, self.progress.total
         left = self.left()
         about = f", about {duration(left)} left" if left is not None else ""
@@ -120,18 +117,18 @@ class Display:
         tried = sum(states.get(t, "new") != "new" for t in search)
         chosen = self.progress.chosen(loss)
         rate = f"{tried} of {len(search)} tried" if chosen is None else f"{chosen:g}"
-        own = [t for t in (*search, *rest) if t.lr == chosen] if chosen is not None else []
         marks = {"finished": "●", "failed": "✗", "new": "○"}
-        seeds = (
-            "".join("◐" if t in self.started else marks[states.get(t, "new")] for t in own)
-            or "○" * self.progress.plan.seeds
+        seeds = "".join(
+            "◐" if trial in self.started else marks[states.get(trial, "new")]
+            for trial in (*search, *rest)
+            if trial.lr == chosen
         )
         scores = [s for t, s in self.progress.scores.items() if t.loss == loss and t.lr == chosen]
-        mean = f"{sum(scores) / len(scores):.4f}" if scores else ""
-        return rate, seeds, mean
+        score = f"{mean(scores):.4f}" if scores else ""
+        return rate, seeds or "○" * self.progress.plan.seeds, score
 
-    def _running_cells(self, trial: Trial, begun: float) -> tuple[RenderableType, ...]:
-        row = TrialFolder(self.root, trial).latest()
+    def _running_cells(self, trial: Trial) -> tuple[RenderableType, ...]:
+        row = self._latest(trial)
         step, score = int(row.get("step", 0)), row.get("score", math.nan)
         return (
             _shortened(trial.loss, 34),
@@ -140,7 +137,7 @@ class Display:
             f"{step}/{self.steps}",
             ProgressBar(total=self.steps, completed=step, width=_WIDTH // 2),
             f"{score:.4f}" if score == score else "",
-            duration(time.monotonic() - begun),
+            duration(time.monotonic() - self.started[trial]),
         )
 
 

@@ -2,17 +2,23 @@
 
 import csv
 import io
+import itertools
 import json
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import fields, is_dataclass
 from typing import Any
 
-from denseloss.compare.aggregate import ComparisonData
+from denseloss.compare.aggregate import ComparisonData, TrialResult
 from denseloss.compare.results import LossResults, Results
 from denseloss.data.files import write_whole
 
 _WHOLE = "(whole)"
+_KEYS = (
+    "loss", "lr", "seeds", "scores", "per_part", "comparisons", "cost", "searched", "steps_to_95",
+    "seconds", "failures",
+)  # fmt: skip
+"""Of a line of `results.jsonl`, before what the task adds."""
 
 
 def write_tables(found: ComparisonData, results: Results) -> None:
@@ -28,61 +34,47 @@ def write_tables(found: ComparisonData, results: Results) -> None:
     keys = [metric.key for metric in found.plan.metrics]
     images = _csv(("loss", "seed", "image", part, *keys), _image_rows(found))
     write_whole(folder.path / "images.csv", images)
-    lines = [
-        json.dumps(_loss_line(loss), ensure_ascii=False, allow_nan=False) for loss in results.losses
-    ]
-    write_whole(folder.lines_file, "\n".join(lines) + "\n")
+    write_whole(folder.lines_file, "".join(f"{_loss_line(loss)}\n" for loss in results.losses))
 
 
 def _score_rows(found: ComparisonData) -> Iterator[tuple[Any, ...]]:
-    for loss in found.losses:
-        for one in loss.trials:
-            head = (loss.loss, one.trial.seed, one.trial.lr)
-            for metric, pooling in found.scores:
-                for part in (None, *found.parts):
-                    value = found.scored([one.held_out], metric, pooling, part).value()[0]
-                    yield (*head, metric.key, pooling, part or _WHOLE, _number(float(value)))
+    for loss, one in _trials(found):
+        for metric, pooling in found.scores:
+            for part in (None, *found.parts):
+                value = found.scored([one.held_out], metric, pooling, part).value()[0]
+                row = (metric.key, pooling, part or _WHOLE, _number(float(value)))
+                yield (loss, one.trial.seed, one.trial.lr, *row)
 
 
 def _image_rows(found: ComparisonData) -> Iterator[tuple[Any, ...]]:
     task, metrics = found.task, found.plan.metrics
+    parts: tuple[str | None, ...] = found.parts or (None,)
+    for loss, one in _trials(found):
+        columns = {
+            part: [task.per_image(one.held_out, metric, part) for metric in metrics]
+            for part in parts
+        }
+        for place, name in enumerate(task.names(one.held_out)):
+            for part in parts:
+                values = [_number(float(column[place])) for column in columns[part]]
+                yield (loss, one.trial.seed, name, part or _WHOLE, *values)
+
+
+def _trials(found: ComparisonData) -> Iterator[tuple[str, TrialResult]]:
     for loss in found.losses:
         for one in loss.trials:
-            names = task.names(one.held_out)
-            parts: tuple[str | None, ...] = found.parts or (None,)
-            columns = {
-                part: [task.per_image(one.held_out, metric, part) for metric in metrics]
-                for part in parts
-            }
-            for place, name in enumerate(names):
-                for part in parts:
-                    values = [_number(float(column[place])) for column in columns[part]]
-                    yield (loss.loss, one.trial.seed, name, part or _WHOLE, *values)
+            yield loss.loss, one
 
 
 def _csv(header: tuple[str, ...], rows: Iterator[tuple[Any, ...]]) -> str:
     text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(header)
-    writer.writerows(rows)
+    csv.writer(text, lineterminator="\n").writerows(itertools.chain((header,), rows))
     return text.getvalue()
 
 
-def _loss_line(loss: LossResults) -> dict[str, Any]:
-    return {
-        "loss": loss.loss,
-        "lr": _plain(loss.lr),
-        "seeds": list(loss.seeds),
-        "scores": _plain(loss.scores),
-        "per_part": _plain(loss.per_part),
-        "comparisons": _plain(loss.comparisons),
-        "cost": _plain(loss.cost),
-        "searched": {f"{lr:g}": _plain(score) for lr, score in loss.searched.items()},
-        "steps_to_95": _plain(loss.steps_to_95),
-        "seconds": list(loss.seconds),
-        "failures": _plain(loss.failures),
-        **_plain(loss.details),
-    }
+def _loss_line(loss: LossResults) -> str:
+    values = {key: _plain(getattr(loss, key)) for key in _KEYS} | _plain(loss.details)
+    return json.dumps(values, ensure_ascii=False, allow_nan=False)
 
 
 def _plain(value: Any) -> Any:
@@ -99,7 +91,9 @@ def _plain(value: Any) -> Any:
 
 
 def _key(key: Any) -> str:
-    return "/".join(map(str, key)) if isinstance(key, tuple) else str(key)
+    if isinstance(key, tuple):
+        return "/".join(map(str, key))
+    return f"{key:g}" if isinstance(key, float) else str(key)
 
 
 def _number(value: float) -> str:

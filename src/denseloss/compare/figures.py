@@ -1,7 +1,7 @@
 """The diagrams of every comparison, as SVG for the page."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -43,44 +43,36 @@ _LETTER = 0.055
 def values(results: Results, metric: Metric, pooling: Pooling) -> str:
     """Each loss's score with its interval, and a small dot per seed."""
     key, decimals = (metric.key, pooling), digits(results, metric)
-    texts = [
-        number(loss.scores[key].value, decimals) if key in loss.scores else "no finished trial"
-        for loss in results.losses
-    ]
-    lines = [
-        Line(loss=i, estimate=loss.scores.get(key), dots=loss.per_seed.get(key, ()))
-        for i, loss in enumerate(results.losses)
-    ]
+    found = [loss.scores.get(key) for loss in results.losses]
     better = "higher" if metric.higher_is_better else "lower"
-    return forest(
-        _groups(results, lines, texts),
+    return _by_loss(
+        results,
+        [
+            Line(loss=i, estimate=one, dots=results.losses[i].per_seed.get(key, ()))
+            for i, one in enumerate(found)
+        ],
+        ["no finished trial" if one is None else number(one.value, decimals) for one in found],
         label=f"{metric_name(metric)}, {POOLING_WORDS[pooling]} ({better} is better)",
-        name=f"values-{_safe(metric.key)}-{pooling}",
-        says=f"{metric.name}, {POOLING_WORDS[pooling]}, of every loss with its interval: "
-        f"{_told(results, texts)}",
+        name=_named("values", metric, pooling),
+        says=f"{metric.name}, {POOLING_WORDS[pooling]}, of every loss with its interval",
     )
 
 
 def differences(results: Results, metric: Metric, pooling: Pooling) -> str | None:
     """Each loss's difference to the baseline with its interval, None without a comparison."""
-    key, decimals = (metric.key, pooling), digits(results, metric)
-    found = [loss.comparisons.get(key) for loss in results.losses]
-    if not any(found):
+    decimals, lines, texts = digits(results, metric), [], []
+    for i, loss in enumerate(results.losses):
+        one = loss.comparisons.get((metric.key, pooling))
+        if one is None:
+            lines.append(Line(loss=i, estimate=None))
+            texts.append("not compared" if i else "baseline")
+        else:
+            hollow = one.verdict == "undecided"
+            lines.append(Line(loss=i, estimate=one.difference, hollow=hollow))
+            value = number(one.difference.value, decimals, signed=True)
+            texts.append(f"{value}\u2002{one.verdict}")
+    if all(line.estimate is None for line in lines):
         return None
-    texts = [
-        f"{number(one.difference.value, decimals, signed=True)}\u2002{one.verdict}"
-        if one is not None
-        else "not compared"
-        if i
-        else "baseline"
-        for i, one in enumerate(found)
-    ]
-    lines = [
-        Line(loss=i, estimate=one.difference, hollow=one.verdict == "undecided")
-        if one is not None
-        else Line(loss=i, estimate=None)
-        for i, one in enumerate(found)
-    ]
 
     def behind(axes: Axes) -> None:
         axes.axvline(0, color=INK, linewidth=1)
@@ -88,58 +80,61 @@ def differences(results: Results, metric: Metric, pooling: Pooling) -> str | Non
             axes.axvspan(-results.effect, results.effect, color=SOFT, linewidth=0, zorder=0)
 
     unit = f" ({metric.unit})" if metric.unit else ""
-    sides = ("worse", "better") if metric.higher_is_better else ("better", "worse")
-    return forest(
-        _groups(results, lines, texts),
-        label=f"← {sides[0]}\u2003difference to {letter(0)}{unit}\u2003{sides[1]} →",
-        name=f"differences-{_safe(metric.key)}-{pooling}",
-        says=f"Difference of every loss to the baseline in {metric.name}, "
-        f"{POOLING_WORDS[pooling]}: {_told(results, texts)}",
+    left, right = ("worse", "better") if metric.higher_is_better else ("better", "worse")
+    return _by_loss(
+        results,
+        lines,
+        texts,
+        label=f"← {left}\u2003difference to {letter(0)}{unit}\u2003{right} →",
+        name=_named("differences", metric, pooling),
+        says=f"Difference of every loss to the baseline in {metric.name}, {POOLING_WORDS[pooling]}",
         behind=behind,
     )
 
 
-def _groups(results: Results, lines: Sequence[Line], texts: Sequence[str]) -> list[Group]:
-    return [
-        Group(title=f"{letter(i)}\u2002{loss.loss}", lines=[lines[i]], text=texts[i])
-        for i, loss in enumerate(results.losses)
+def _by_loss(
+    results: Results,
+    lines: Sequence[Line],
+    texts: Sequence[str],
+    *,
+    label: str,
+    name: str,
+    says: str,
+    behind: Callable[[Axes], None] | None = None,
+) -> str:
+    """A line and a text for each loss, below its letter and its name."""
+    losses = list(zip(results.names, lines, texts, strict=True))
+    groups = [
+        Group(title=f"{letter(line.loss)}\u2002{loss}", lines=[line], text=text)
+        for loss, line, text in losses
     ]
+    told = "; ".join(f"{loss} {text}" for loss, _, text in losses)
+    return forest(groups, label=label, name=name, says=f"{says}: {told}", behind=behind)
 
 
-def _told(results: Results, texts: Sequence[str]) -> str:
-    pairs = zip(results.losses, texts, strict=True)
-    return "; ".join(f"{loss.loss} {text}" for loss, text in pairs)
-
-
-def _safe(key: str) -> str:
-    return "".join(c if c.isalnum() and c.isascii() else "-" for c in key)
+def _named(kind: str, metric: Metric, pooling: Pooling) -> str:
+    key = "".join(c if c.isalnum() and c.isascii() else "-" for c in metric.key)
+    return f"{kind}-{key}-{pooling}"
 
 
 def by_part(results: Results, metric: Metric, pooling: Pooling) -> str | None:
     """A score of every part and loss, None where there is one part, or too many."""
-    keys = [
-        (metric.key, pooling, part)
-        for part in results.parts
-        if any((metric.key, pooling, part) in loss.per_part for loss in results.losses)
-    ]
+    keys = results.scored_parts(metric, pooling)
     if len(keys) < 2 or len(keys) * len(results.losses) > _MOST_LINES:
         return None
+    groups = [
+        Group(
+            title=key[-1],
+            lines=[
+                Line(loss=i, estimate=loss.per_part.get(key))
+                for i, loss in enumerate(results.losses)
+            ],
+        )
+        for key in keys
+    ]
     label = f"{metric_name(metric)}, {POOLING_WORDS[pooling]}"
-    return forest(
-        [
-            Group(
-                title=key[2],
-                lines=[
-                    Line(loss=i, estimate=loss.per_part.get(key))
-                    for i, loss in enumerate(results.losses)
-                ],
-            )
-            for key in keys
-        ],
-        label=label,
-        name=f"parts-{_safe(metric.key)}-{pooling}",
-        says=f"{label}, by loss, for {', '.join(key[2] for key in keys)}",
-    )
+    says = f"{label}, by loss, for {', '.join(group.title for group in groups)}"
+    return forest(groups, label=label, name=_named("parts", metric, pooling), says=says)
 
 
 def curves(results: Results, *, late: bool) -> str | None:
@@ -149,8 +144,8 @@ def curves(results: Results, *, late: bool) -> str | None:
         results: Of the comparison.
         late: Whether only the second half of the steps is shown, which magnifies the end.
     """
-    bands = {i: _band(loss, "score") for i, loss in enumerate(results.losses)}
-    found = {i: band for i, band in bands.items() if band is not None}
+    bands = [(i, _band(loss, "score")) for i, loss in enumerate(results.losses)]
+    found = {i: band for i, band in bands if band is not None}
     if not found:
         return None
     last = max(band[0, -1] for band in found.values())
@@ -168,20 +163,17 @@ def curves(results: Results, *, late: bool) -> str | None:
         _end_labels(axes, ends)
         when = "in the second half of training" if late else "over the steps"
         told = "; ".join(f"{results.losses[i].loss} ends at {y:.3f}" for i, y in ends.items())
-        return svg(
-            figure,
-            name="curves-late" if late else "curves",
-            label=f"Validation {results.score_name} {when}: {told}",
-        )
+        label = f"Validation {results.score_name} {when}: {told}"
+        return svg(figure, name="curves-late" if late else "curves", label=label)
 
 
 def _draw_band(axes: Axes, band: _Band, index: int, style: str) -> None:
     steps, mean, low, high = band
     axes.fill_between(steps, low, high, color=colour(index), alpha=0.13, linewidth=0)
     # Of a few points only, a line may be too short to be seen.
-    shown = marker(index) if len(steps) < 4 else ""
+    dot = marker(index) if len(steps) < 4 else ""
     axes.plot(
-        steps, mean, color=colour(index), linewidth=2, linestyle=style, marker=shown, markersize=5
+        steps, mean, color=colour(index), linewidth=2, linestyle=style, marker=dot, markersize=5
     )
 
 
@@ -233,31 +225,28 @@ def spread(wanted: Sequence[float], *, gap: float, low: float, high: float) -> l
 def losses_over_steps(results: Results, index: int) -> str | None:
     """Training and validation loss of one loss, in its own unit."""
     loss = results.losses[index]
-    bands = [(_band(loss, "loss"), "-"), (_band(loss, "val_loss"), "--")]
-    if all(band is None for band, _ in bands):
+    drawn = [(_band(loss, "loss"), "-"), (_band(loss, "val_loss"), "--")]
+    bands = [(band, style) for band, style in drawn if band is not None]
+    if not bands:
         return None
     with canvas(SMALL_WIDTH, 150) as figure:
         axes = figure.subplots()
         for band, style in bands:
-            if band is not None:
-                _draw_band(axes, band, index, style)
+            _draw_band(axes, band, index, style)
         axes.xaxis.set_major_locator(MaxNLocator(3, integer=True))
         axes.yaxis.set_major_locator(MaxNLocator(4))
-        return svg(
-            figure,
-            name=f"loss-{index}",
-            label=f"Training (solid) and validation (dashed) loss of {loss.loss} over the steps",
-        )
+        label = f"Training (solid) and validation (dashed) loss of {loss.loss} over the steps"
+        return svg(figure, name=f"loss-{index}", label=label)
 
 
 def learning_rates(results: Results) -> str | None:
     """The validation score by the learning rates that were tried; None where none finished."""
-    rates = sorted({lr for loss in results.losses for lr in loss.searched})
-    points = {
-        i: found
+    rates = results.rates
+    found = {
+        i: [(lr, score) for lr, score in sorted(loss.searched.items()) if not math.isnan(score)]
         for i, loss in enumerate(results.losses)
-        if (found := [one for one in sorted(loss.searched.items()) if not math.isnan(one[1])])
     }
+    points = {i: pairs for i, pairs in found.items() if pairs}
     if len(rates) < 2 or not points:
         return None
     with canvas(WIDTH, 290) as figure:
@@ -267,14 +256,9 @@ def learning_rates(results: Results) -> str | None:
             loss = results.losses[i]
             style: dict[str, Any] = {"color": colour(i), "marker": marker(i), "clip_on": False}
             axes.plot(
-                *zip(*pairs, strict=True),
-                linewidth=1.6,
-                linestyle=dashes(i),
-                markersize=6,
-                markerfacecolor=PAPER,
-                markeredgewidth=1.5,
-                **style,
-            )
+                *zip(*pairs, strict=True), linewidth=1.6, linestyle=dashes(i), markersize=6,
+                markerfacecolor=PAPER, markeredgewidth=1.5, **style,
+            )  # fmt: skip
             if loss.lr in loss.searched:
                 axes.plot([loss.lr], [loss.searched[loss.lr]], markersize=9, **style)
         axes.set_xlim(rates[0] / 1.12, rates[-1] * 1.12)
@@ -285,10 +269,7 @@ def learning_rates(results: Results) -> str | None:
         axes.yaxis.set_major_locator(MaxNLocator(5))
         axes.set_xlabel("learning rate")
         _end_labels(axes, {i: pairs[-1][1] for i, pairs in points.items()})
-        told = "; ".join(
-            f"{loss.loss} chose {rate(loss.lr)}"
-            for loss in results.losses
-            if not math.isnan(loss.lr)
-        )
+        chosen = [loss for loss in results.losses if not math.isnan(loss.lr)]
+        told = "; ".join(f"{loss.loss} chose {rate(loss.lr)}" for loss in chosen)
         label = f"Validation {results.score_name} by learning rate: {told}"
         return svg(figure, name="rates", label=label)

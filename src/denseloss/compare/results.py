@@ -162,6 +162,16 @@ class Results:
     versions: Mapping[str, str]
 
     @property
-    def baseline(self) -> LossResults:
-        """The loss that the others are compared with."""
-        return self.losses[0]
+    def names(self) -> list[str]:
+        """The losses, as they are named."""
+        return [loss.loss for loss in self.losses]
+
+    @property
+    def rates(self) -> list[float]:
+        """The learning rates that were tried, ascending."""
+        return sorted({lr for loss in self.losses for lr in loss.searched})
+
+    def scored_parts(self, metric: Metric, pooling: Pooling) -> list[tuple[str, Pooling, str]]:
+        """The keys of `per_part` that some loss has, in the order of the parts."""
+        keys = [(metric.key, pooling, part) for part in self.parts]
+        return [key for key in keys if any(key in loss.per_part for loss in self.losses)]

@@ -1,14 +1,13 @@
 """How sure a comparison can be: intervals, tests and the verdict, over trained networks and images.
 
-A score has two sources of luck: the seed, that is the start and the order of the training, and the
-images that happened to be held out. Every network is scored on the same images, so the two are
-*crossed*; two losses share both, so they are *paired*. A score is a functional of weights of the
-images (`Scored`): what it is made of is not known here.
-
-Everything random takes a seed and gives the same numbers again.
+A score has two sources of luck: the seed (start and order of the training) and the held-out images.
+Every network is scored on the same images: the two are *crossed*. Two losses share both: they are
+*paired*. What a score is made of is not known here, only how it follows from weights of the images
+(`Scored`). The same seed gives the same numbers again.
 """
 
 import math
+from bisect import bisect_left
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
@@ -18,7 +17,7 @@ from numpy.typing import NDArray
 from scipy import optimize, special, stats
 
 from denseloss.compare.results import Comparison, Needed
-from denseloss.report.numbers import Estimate
+from denseloss.report.numbers import Estimate, plural
 from denseloss.tasks.scores import Metric, Pooling, Scored
 
 Array = NDArray[np.float64]
@@ -51,10 +50,10 @@ class Measured:
 
 @dataclass(frozen=True, kw_only=True)
 class Components:
-    """The variance of a mean over seeds and images, by where it comes from.
+    """The variance of a mean over seeds and images, by where it comes from; NaN is unknown.
 
-    `by_seed` and `by_image` each hold the interaction once, as the squares of an analysis of
-    variance do: they are what is seen when seeds alone, or images alone, are drawn anew.
+    `by_seed` and `by_image` both contain the interaction, as the squares of an analysis of variance
+    do: each is what is seen when seeds alone, or images alone, are drawn anew.
 
     Attributes:
         value: The mean over the seeds of the score.
@@ -62,23 +61,22 @@ class Components:
         images: How many.
         by_seed: Variance of the value under new seeds; NaN with one seed.
         by_image: Variance of the value under new images; NaN with one image.
-        interaction: What both hold, a network's luck with an image; NaN if there is one of either.
+        interaction: What both contain, a network's luck with an image; NaN with one of either.
     """
 
-    value: float
     seeds: int
     images: int
-    by_seed: float
-    by_image: float
-    interaction: float
+    value: float = math.nan
+    by_seed: float = math.nan
+    by_image: float = math.nan
+    interaction: float = math.nan
 
     @property
     def variance(self) -> float:
         """Of the value under new seeds and new images; NaN with one of each.
 
-        The interaction is in both parts and is taken off once, but never so that less is left
-        than either part shows by itself. With one seed (or one image) it is that of the other
-        factor alone.
+        Both parts contain the interaction, so it is subtracted once; the result is at least as
+        large as each part. With one seed (or image) it is the part of the images (or seeds).
         """
         if self.seeds == 1 or self.images == 1:
             return self.by_image if self.seeds == 1 else self.by_seed
@@ -90,11 +88,10 @@ class Components:
     def half_width(self, level: float) -> float:
         """Of the confidence interval of the value; NaN where there is none.
 
-        Each part of the variance is multiplied by the square of its own t quantile (Howe 1974): the
-        factor with fewer levels, as a rule the seeds, brings its whole part with its own freedom,
-        the other one the rest. Satterthwaite's (1946) one freedom for the sum fails here: when
-        three seeds agree by luck, their part of the variance seems small, and the sum seems as well
-        known as the many images. A 1 % test then fails in up to 3 % of cases.
+        Each part of the variance is multiplied by the square of its own t quantile (Howe 1974). The
+        factor with fewer levels, mostly the seeds, takes its whole part, the other one the rest.
+        One freedom for the sum (Satterthwaite 1946) fails: when three seeds agree by luck, the sum
+        seems as well known as the many images, and a 1 % test fails in up to 3 % of cases.
 
         Args:
             level: Of confidence, in (0, 1).
@@ -102,14 +99,10 @@ class Components:
         return self._reach((1 - level) / 2)
 
     def freedom(self, level: float) -> float:
-        """Degrees of freedom at which a t interval would be as wide as that of `half_width`.
-
-        Args:
-            level: Of confidence, in (0, 1).
-        """
-        free = [free for free, part in self._parts() if part > 0]
+        """Degrees of freedom of a t interval as wide as `half_width(level)`, level in (0, 1)."""
         if math.isnan(self.variance):
             return math.nan
+        free = [free for free, part in self._parts() if part > 0]
         if len(set(free)) < 2:
             return free[0] if free else self._parts()[0][0]
         tail = (1 - level) / 2
@@ -119,19 +112,18 @@ class Components:
             return -float(special.stdtrit(freedom, tail)) - ratio
 
         # Rounding may put an end a little on the wrong side of 0.
-        low, high = 0.999 * min(free), 1.001 * max(free)
-        return float(optimize.brentq(excess, low, high))
+        return float(optimize.brentq(excess, 0.999 * min(free), 1.001 * max(free)))
 
     def p_value(self) -> float:
         """Two-sided p of "the true value is 0", under new seeds and new images.
 
-        The p at which the interval just reaches 0, so the two always agree; a t test where only
-        one factor varies. Sign flips over seeds would need no normality, but with 5 seeds their p
-        is never below 2 / 32, which no correction survives. A p below 1e-15 is given as that.
+        At this p the interval just reaches 0, so the two always agree; where only one factor varies
+        it is a t test. (Sign flips over seeds need no normal distribution, but with 5 seeds their p
+        is never below 2 / 32, too large for any correction.)
 
         Returns:
-            p; NaN where there is no variance to go by. Where nothing varies, 1 for a value of 0 and
-            else 0.
+            p, at least 1e-15; NaN where the variance is unknown. Where nothing varies, 1 for a
+            value of 0 and else 0.
         """
         if math.isnan(self.variance):
             return math.nan
@@ -143,17 +135,13 @@ class Components:
         def excess(log_tail: float) -> float:
             return self._reach(math.exp(log_tail)) - abs(self.value)
 
-        lowest, highest = math.log(5e-16), math.log(0.5)
+        lowest = math.log(5e-16)
         if excess(lowest) <= 0:
             return 1e-15
-        return 2 * math.exp(optimize.brentq(excess, lowest, highest, xtol=1e-9))
+        return 2 * math.exp(optimize.brentq(excess, lowest, math.log(0.5), xtol=1e-9))
 
     def estimate(self, level: float = 0.95) -> Estimate:
-        """The value with its confidence interval.
-
-        Args:
-            level: Of confidence, in (0, 1).
-        """
+        """The value with its confidence interval, of a level in (0, 1)."""
         half = self.half_width(level)
         return Estimate(
             value=self.value,
@@ -178,17 +166,12 @@ class Components:
         return few, (many[0], self.variance - few[1])
 
     def projected(self, seeds: int, images: int) -> "Components":
-        """The components to be expected with other numbers of seeds and images.
-
-        Args:
-            seeds: At least 2, as there must be now.
-            images: At least 2, as there must be now.
-        """
+        """What to expect with other numbers of seeds and images: 2 at least of each, as now."""
         interaction = self.interaction * (self.seeds * self.images) / (seeds * images)
         own_seed = max(0.0, self.by_seed - self.interaction) * self.seeds / seeds
         own_image = max(0.0, self.by_image - self.interaction) * self.images / images
-        return Components(
-            value=self.value,
+        return replace(
+            self,
             seeds=seeds,
             images=images,
             by_seed=own_seed + interaction,
@@ -202,14 +185,13 @@ def components(
 ) -> Components:
     """The variance of the mean score, or of a paired difference, by its sources.
 
-    A crossed bootstrap. Images are drawn with replacement, the same for all seeds and both losses,
-    N - 1 of N, so that the variance of the draws is unbiased (Rao and Wu 1988) and not N - 1 Nths
-    of it. The mean over the seeds is linear, so what drawing S - 1 of S seeds would add is known
-    without drawing; nothing is left to chance there. Owen's (2007) pigeonhole bootstrap draws both
-    at once and counts the interaction three times; here it is told apart.
+    A crossed bootstrap. Images are drawn with replacement, the same for all seeds and both losses;
+    N - 1 of N, which makes the variance of the draws unbiased (Rao and Wu 1988). Seeds need not be
+    drawn: the mean over them is linear, so what drawing S - 1 of S would add is known exactly.
+    Owen's (2007) pigeonhole bootstrap draws both at once and counts the interaction three times;
+    here it is told apart.
 
-    A draw in which the score of any seed is undefined (no image with the class was drawn) is left
-    out.
+    A draw with an undefined score of any seed (no image with the class was drawn) is left out.
 
     Args:
         scored: Of the networks of a loss.
@@ -227,21 +209,20 @@ def components(
     sides = _sides(scored, minus)
     seeds, images = scored.shape
     values = [side.value() for side in sides]
-    each = values[0] - values[1] if minus is not None else values[0]
+    each = _difference(values)
     if np.isnan(each).any():
-        return _unknown(seeds, images)
-    tiny = _ROUNDING * max(float(np.abs(value).max()) for value in values)
+        return Components(seeds=seeds, images=images)
+    tiny = _tiny(*values)
+    drawn = _drawn(sides, draws, seed) if images > 1 else np.empty((0, seeds))
     by_seed = by_image = interaction = math.nan
     if seeds > 1:
         by_seed = _zeroed(float(each.var(ddof=1)) / seeds, tiny**2)
-    if images > 1:
-        drawn = _drawn(sides, draws, seed)
-        if len(drawn) > 1:
-            by_image = _zeroed(float(drawn.mean(1).var(ddof=1)), tiny**2)
-        if len(drawn) > 1 and seeds > 1:
-            own = (drawn - drawn.mean(1, keepdims=True)) - (each - each.mean())
-            total = float((own - own.mean(0)).var(0, ddof=1).sum())
-            interaction = _zeroed(total / (seeds * (seeds - 1)), tiny**2)
+    if len(drawn) > 1:
+        by_image = _zeroed(float(drawn.mean(1).var(ddof=1)), tiny**2)
+    if len(drawn) > 1 and seeds > 1:
+        own = (drawn - drawn.mean(1, keepdims=True)) - (each - each.mean())
+        total = float((own - own.mean(0)).var(0, ddof=1).sum())
+        interaction = _zeroed(total / (seeds * (seeds - 1)), tiny**2)
     return Components(
         value=_zeroed(float(each.mean()), tiny),
         seeds=seeds,
@@ -263,21 +244,19 @@ def estimate(
     """The mean over seeds of the score, or of a paired difference, with its confidence interval.
 
     The variance is that of a crossed bootstrap over seeds and images (`components`), the interval
-    is value ± `Components.half_width`. Percentiles of the bootstrap are not used: with three seeds
-    they reach no further than the worst of the three, and 95 % of them hold the truth in 81 % of
-    cases.
+    is value ± `Components.half_width`. (Percentiles of the bootstrap reach no further than the
+    worst seed: with three seeds, 95 % of them hold the truth in 81 % of cases.)
 
     With one seed the interval is over images alone and says nothing about another training; with
     one image it is over seeds alone and says nothing about another image; with one of each it is
     NaN. Where nothing varies it is a point.
 
-    What simulation shows (tests/test_statistics.py): the 95 % interval of a difference holds the
-    truth in 93 to 99.9 % of cases, with 2 to 10 seeds and 3 to 67 images, normal, skewed and pooled
-    scores alike. Above 98 % are the cases in which most of the variance is interaction and those
-    with 2 or 3 seeds: the price of never counting on the seeds' agreeing by luck. The limit is the
-    score of a *single* loss on few images, if it has a long tail, such as some images at 0 among
-    most at 0.9: a tail that was not drawn cannot be seen. There the interval holds the truth in
-    about 87 to 90 % of cases with 3 or 8 images, and in 93 to 96 % with 30.
+    In simulation (tests/test_statistics.py) the 95 % interval of a difference holds the truth in
+    93 to 99.9 % of cases, with 2 to 10 seeds and 3 to 67 images, for normal, skewed and pooled
+    scores. It is above 98 % with 2 or 3 seeds, whose agreement may be luck, and where most of the
+    variance is interaction. The weak case is the score of a *single* loss with a long tail (some
+    images at 0, most at 0.9) on few images: about 87 to 90 % with 3 or 8 images, 93 to 96 % with
+    30, since a tail that was not drawn cannot be seen.
 
     Args:
         scored: Of the networks of a loss.
@@ -307,16 +286,15 @@ def permutation_test(
 ) -> float:
     """Two-sided p of a paired permutation test: the losses' labels are swapped, image by image.
 
-    All seeds of an image are swapped together, so that what an image does to every network stays
-    together; the images are swapped before they are scored, so it serves scores of all images as
-    one as well. The null is: *for these trained networks*, what the two losses' networks did on an
-    image could as well be the other way round. It speaks about new images and says nothing about
-    networks trained anew.
+    All seeds of an image are swapped together, which keeps what an image does to every network.
+    Images are swapped before they are scored, so pooled scores are tested as well. The null: *for
+    these trained networks*, what the two losses did on an image could as well be the other way
+    round. It speaks about new images, not about networks trained anew.
 
     All 2^N swaps are tried where that is no more than twice `draws` (a swap and its opposite are
     the same two-sided). Else p = (1 + k) / (1 + draws), k being the draws at least as far from zero
-    as what was seen (Phipson and Smyth 2010), so p is never 0. p cannot be below 2 / 2^N: five
-    images can never show anything at 0.05. A swap with an undefined score counts as far from zero.
+    as what was seen (Phipson and Smyth 2010), so p is never 0. p is at least 2 / 2^N: five images
+    can never show anything at 0.05. A swap with an undefined score counts as far from zero.
 
     Args:
         scored: Of the networks of a loss.
@@ -331,10 +309,10 @@ def permutation_test(
         ValueError: As `components`.
     """
     values = [side.value() for side in _sides(scored, baseline)]
-    seen = abs(float((values[0] - values[1]).mean()))
+    seen = abs(float(_difference(values).mean()))
     if math.isnan(seen):
         return math.nan
-    far = seen - _ROUNDING * max(float(np.abs(value).max()) for value in values)
+    far = seen - _tiny(*values)
     images = scored.shape[1]
     exact = images - 1 <= math.log2(draws)
     swaps = _all_swaps(images) if exact else _random_swaps(images, scored.width, draws, seed)
@@ -350,8 +328,8 @@ def holm(p_values: Sequence[float]) -> list[float]:
     """Adjusted p values: the chance of any false finding among all of them stays below the level.
 
     The i-th smallest of m is multiplied by m - i + 1, and is at least as large as the one before.
-    NaN, a test that could not be made, stays NaN; it still counts in m, so that a loss whose trials
-    failed does not make the others easier.
+    NaN, a test that could not be made, stays NaN but counts in m: a loss whose trials failed does
+    not make it easier for the others.
 
     Args:
         p_values: In [0, 1] or NaN.
@@ -377,22 +355,17 @@ def holm(p_values: Sequence[float]) -> list[float]:
 
 
 def probability_of_improvement(
-    per_image: Array,
-    baseline: Array,
-    *,
-    higher_is_better: bool = True,
-    level: float = 0.95,
+    per_image: Array, baseline: Array, *, higher_is_better: bool = True, level: float = 0.95
 ) -> Estimate:
     """Probability that a network trained with the loss beats one trained with the baseline.
 
-    On a held-out image, over all pairs of a seed of the one and a seed of the other; a tie counts
-    half. Images on which any network has no score are left out. The variance is that of a
-    U-statistic's linear part, a seed having a part in the pairs of both losses, taken over seeds
-    and images as in `estimate`, and the interval is cut at 0 and 1. Where every pair agrees there
-    is no variance to go by: the open end is then the exact binomial (Clopper and Pearson 1934)
-    bound for as many trials as there are seeds or images, the fewer of the two (images with one
-    seed). In simulation the 95 % interval holds the truth in 93 to 98 % of cases with 8 images and
-    more, in 90 % at the worst with 3.
+    On a held-out image, over all pairs of a seed of the one and a seed of the other; ties count
+    half, and images on which a network has no score are left out. The variance is that of a
+    U-statistic's linear part, over seeds and images as in `estimate`; the interval is cut at 0 and
+    1. Where every pair agrees, its open end is the exact binomial bound (Clopper and Pearson 1934)
+    for as many trials as seeds or images, the fewer of the two (images with one seed). In
+    simulation the 95 % interval holds the truth in 93 to 98 % of cases with 8 images and more, in
+    90 % at the worst with 3.
 
     Args:
         per_image: float64[seeds images], a score each.
@@ -410,12 +383,10 @@ def probability_of_improvement(
         Agarwal et al., Deep reinforcement learning at the edge of the statistical precipice,
         NeurIPS 2021, section 4.3, here with images for tasks.
     """
-    own, other = _pairable(per_image, baseline)
-    keep = ~(np.isnan(own).any(0) | np.isnan(other).any(0))
-    own, other = own[:, keep], other[:, keep]
+    own, other = _scored_by_all(per_image, baseline)
     seeds, images = own.shape
     if seeds == 0 or images == 0:
-        return _unknown(seeds, images).estimate(level)
+        return Components(seeds=seeds, images=images).estimate(level)
     if not higher_is_better:
         own, other = -own, -other
     wins = np.stack([((x > other) + 0.5 * (x == other)).mean(0) for x in own])
@@ -428,13 +399,7 @@ def probability_of_improvement(
         low, high = (bound, 1.0) if result.value == 1 else (0.0, 1 - bound)
     elif math.isnan(result.low):
         low = high = math.nan
-    return Estimate(
-        value=result.value,
-        low=low,
-        high=high,
-        standard_error=result.standard_error,
-        freedom=result.freedom,
-    )
+    return replace(result, low=low, high=high)
 
 
 def effect_size(per_image: Array, baseline: Array) -> float:
@@ -454,13 +419,11 @@ def effect_size(per_image: Array, baseline: Array) -> float:
     Raises:
         ValueError: If the shapes differ, or are not [seeds images].
     """
-    own, other = _pairable(per_image, baseline)
-    keep = ~(np.isnan(own).any(0) | np.isnan(other).any(0))
-    own, other = own[:, keep], other[:, keep]
+    own, other = _scored_by_all(per_image, baseline)
     if own.shape[0] == 0 or own.shape[1] < 2:
         return math.nan
     difference = own.mean(0) - other.mean(0)
-    tiny = _ROUNDING * max(float(np.abs(own).max()), float(np.abs(other).max()))
+    tiny = _tiny(own, other)
     mean = _zeroed(float(difference.mean()), tiny)
     spread = _zeroed(float(difference.std(ddof=1)), tiny)
     if spread == 0:
@@ -471,9 +434,9 @@ def effect_size(per_image: Array, baseline: Array) -> float:
 def needed(found: Components, *, effect: float, alpha: float, power: float = POWER) -> Needed:
     """How many more seeds, or images, would show a true difference of some size.
 
-    The chance is that of `Components.p_value` (noncentral t), with the variance components that
-    were found taken for true. With few seeds they are rough, and so is the advice. The permutation
-    test is heeded in so far as it needs enough images to get below `alpha` at all.
+    The chance is that of `Components.p_value` (noncentral t), as if the variances that were found
+    were the true ones: with few seeds they are rough, and so is the advice. Of the permutation test
+    only the smallest p that so many images can give is heeded.
 
     Args:
         found: The components of the paired difference.
@@ -483,9 +446,8 @@ def needed(found: Components, *, effect: float, alpha: float, power: float = POW
         power: The chance to reach.
 
     Returns:
-        The numbers; None where that alone never does, needs more than 10 000, or is unknown
-        because there is only one seed or only one image so far, or because nothing varied: scores
-        that are all 0 do not show how much others would vary.
+        The numbers; None where that alone never does, needs more than 10 000, or is unknown: with
+        one seed or one image so far, or where nothing varied, as scores that are all 0.
 
     Raises:
         ValueError: If `effect` is not above 0.
@@ -522,24 +484,20 @@ def compare(
 ) -> dict[str, Comparison]:
     """Each loss against the baseline, paired by the seeds that both have finished and by image.
 
-    The p of a comparison is the larger of two. The permutation test over images makes no
-    assumption about the scores, but takes the networks as given: two networks always differ by
-    something, and enough images show it, though it may be the luck of their starts. The t test
-    answers for a new training, but trusts the normal distribution. A verdict must pass both. With
-    one seed shared there is no p, as nothing speaks about a new training. With fewer than 6 images
-    the permutation test can decide nothing, with five losses fewer than 8. Holm's correction is
-    over all losses of this metric.
+    The p of a comparison is the larger of two, so a verdict must pass both tests. The permutation
+    test over images assumes nothing about the scores, but takes the networks as given: two networks
+    always differ, by the luck of their starts if nothing else, and enough images show it. The t
+    test answers for a new training, but trusts the normal distribution. With one shared seed there
+    is no p, as nothing speaks about a new training. The permutation test decides nothing with fewer
+    than 6 images, or than 8 with five losses. Holm's correction is over all losses of this metric.
 
     A loss is better, or worse, if its corrected p is below 1 - level *and* the interval of the
-    difference leaves out 0. The interval is of that loss alone and not corrected; that of a metric
-    without a unit, a share of 1, is cut at -1 and 1.
+    difference leaves out 0. The interval is not corrected; that of a metric without a unit, a share
+    of 1, is cut at -1 and 1. The probability of improvement and the effect size are made of the
+    images' own scores and may contradict a pooled score: they are NaN for the pooling `"pooled"`.
 
-    The probability of improvement and the effect size are made of the images' own scores. They may
-    go the other way than a pooled score, so they are NaN where the pooling is `"pooled"`.
-
-    In simulation, five losses that are no different from the baseline, each network with an offset
-    of its own, get any such verdict in 0 to 5 % of comparisons, with 2 to 10 seeds and 8 to
-    67 images.
+    In simulation, five losses no different from the baseline, each network with an offset of its
+    own, get any such verdict in 0 to 5 % of comparisons, with 2 to 10 seeds and 8 to 67 images.
 
     Args:
         measured: By loss, the baseline among them.
@@ -562,59 +520,38 @@ def compare(
         raise ValueError(f"the baseline {baseline!r} is not among {list(measured)}")
     others = [loss for loss in measured if loss != baseline]
     alpha = (1 - level) / max(1, len(others))
-    pairs = {loss: _shared(measured[loss], measured[baseline]) for loss in others}
-    found, p = {}, {}
-    for loss, (own, other) in pairs.items():
-        shape = own.scored.shape
-        p[loss] = math.nan
-        if 0 in shape:
-            found[loss] = _unknown(*shape)
-            continue
-        found[loss] = components(own.scored, minus=other.scored, draws=draws, seed=seed)
-        if shape[0] > 1:
-            swapped = permutation_test(own.scored, other.scored, draws=swaps, seed=seed)
-            # Not max(): it drops a NaN that comes second.
-            p[loss] = float(np.maximum(swapped, found[loss].p_value()))
-    corrected = dict(zip(others, holm([p[loss] for loss in others]), strict=True))
+    pairs = [_shared(measured[loss], measured[baseline]) for loss in others]
+    tested = [_tested(*pair, draws=draws, swaps=swaps, seed=seed) for pair in pairs]
+    corrected = holm([p for _, p in tested])
     results = {}
-    for loss, (own, other) in pairs.items():
-        difference = _possible(found[loss].estimate(level), metric)
-        verdict = _verdict(difference, corrected[loss], level, metric)
-        more = needed(found[loss], effect=effect, alpha=alpha)
-        results[loss] = Comparison(
-            metric=metric.key,
-            pooling=pooling,
-            seeds=len(own.seeds),
-            images=own.scored.shape[1],
-            difference=difference,
-            p=p[loss],
-            p_corrected=corrected[loss],
-            probability_of_improvement=probability_of_improvement(
+    for loss, (own, other), (found, p), p_corrected in zip(
+        others, pairs, tested, corrected, strict=True
+    ):
+        difference = _possible(found.estimate(level), metric)
+        improvement, size = Components(seeds=0, images=0).estimate(level), math.nan
+        if pooling == "image":
+            improvement = probability_of_improvement(
                 own.per_image,
                 other.per_image,
                 higher_is_better=metric.higher_is_better,
                 level=level,
             )
-            if pooling == "image"
-            else _unknown(*own.per_image.shape).estimate(level),
-            effect_size=effect_size(own.per_image, other.per_image)
-            if pooling == "image"
-            else math.nan,
-            needed=more,
-            verdict=verdict,
-            words=_words(
-                loss,
-                baseline,
-                found[loss],
-                difference,
-                p[loss],
-                corrected[loss],
-                more,
-                verdict,
-                metric,
-                level,
-            ),
+            size = effect_size(own.per_image, other.per_image)
+        result = Comparison(
+            metric=metric.key,
+            pooling=pooling,
+            seeds=found.seeds,
+            images=found.images,
+            difference=difference,
+            p=p,
+            p_corrected=p_corrected,
+            probability_of_improvement=improvement,
+            effect_size=size,
+            needed=needed(found, effect=effect, alpha=alpha),
+            verdict=_verdict(difference, p_corrected, level, metric),
+            words="",
         )
+        results[loss] = replace(result, words=_words(loss, baseline, result, metric, level))
     return results
 
 
@@ -628,29 +565,27 @@ def summary(comparisons: Mapping[str, Comparison], *, baseline: str, metric: Met
     """
     if not comparisons:
         return f"`{baseline}` is the only loss, so there is nothing to compare it with."
-    by_verdict: dict[str, list[str]] = {"better": [], "worse": [], "undecided": []}
-    for loss, comparison in comparisons.items():
-        by_verdict[comparison.verdict].append(loss)
-    better, worse, undecided = by_verdict["better"], by_verdict["worse"], by_verdict["undecided"]
+    losses = {
+        verdict: [loss for loss, found in comparisons.items() if found.verdict == verdict]
+        for verdict in ("better", "worse", "undecided")
+    }
+    parts = []
+    for verdict, one, several in (
+        ("better", "beats it", "beat it"),
+        ("worse", "loses to it", "lose to it"),
+        ("undecided", "is undecided", "are undecided"),
+    ):
+        if names := [f"`{loss}`" for loss in losses[verdict]]:
+            what = one if len(names) == 1 else several
+            parts.append(f"{len(names)} {what} ({', '.join(names)})")
     many = len(comparisons)
     compared = f"the {many} losses" if many > 1 else "the one loss"
-    parts = []
-    if better:
-        parts.append(f"{len(better)} {_verb(better, 'beat')} it ({_listed(better)})")
-    if worse:
-        parts.append(f"{len(worse)} {_verb(worse, 'lose')} to it ({_listed(worse)})")
-    if undecided:
-        be = "is" if len(undecided) == 1 else "are"
-        parts.append(f"{len(undecided)} {be} undecided ({_listed(undecided)})")
-    text = (
-        f"Of {compared} compared with `{baseline}` in {metric.name}, "
-        f"{', '.join(parts[:-1])}{' and ' if parts[1:] else ''}{parts[-1]}."
-    )
-    sign = 1 if metric.higher_is_better else -1
-    if len(better) > 1:
-        first = max(better, key=lambda loss: sign * comparisons[loss].difference.value)
+    told = " and ".join(filter(None, (", ".join(parts[:-1]), parts[-1])))
+    text = f"Of {compared} compared with `{baseline}` in {metric.name}, {told}."
+    if len(losses["better"]) > 1:
+        first = max(losses["better"], key=lambda loss: abs(comparisons[loss].difference.value))
         text += f" `{first}` is furthest ahead; whether it beats the other winners was not tested."
-    if undecided:
+    if losses["undecided"]:
         text += " Undecided does not mean equal: it was not shown either way."
     return text
 
@@ -665,14 +600,21 @@ def _sides(scored: Scored, minus: Scored | None) -> list[Scored]:
     return sides
 
 
-def _pairable(per_image: Array, baseline: Array) -> tuple[Array, Array]:
+def _difference(values: Sequence[Array]) -> Array:
+    """The first of one or two sides, less the second."""
+    return values[0] - values[1] if len(values) > 1 else values[0]
+
+
+def _scored_by_all(per_image: Array, baseline: Array) -> tuple[Array, Array]:
+    """The scores of the images on which every network has one."""
     own, other = np.asarray(per_image, np.float64), np.asarray(baseline, np.float64)
     if own.ndim != 2 or own.shape != other.shape:
         raise ValueError(
             f"scores must be [seeds images] of the same seeds and images, "
             f"got {own.shape} and {other.shape}"
         )
-    return own, other
+    keep = ~(np.isnan(own).any(0) | np.isnan(other).any(0))
+    return own[:, keep], other[:, keep]
 
 
 def _drawn(sides: Sequence[Scored], draws: int, seed: int) -> Array:
@@ -683,8 +625,7 @@ def _drawn(sides: Sequence[Scored], draws: int, seed: int) -> Array:
     for size in _sizes(draws, images + 2 * sides[0].width):
         times = rng.multinomial(images - 1, np.full(images, 1 / images), size=size)
         weights: Array = times * np.float64(images / (images - 1))
-        values = [side.value(weights) for side in sides]
-        drawn.append(values[0] - values[1] if len(values) > 1 else values[0])
+        drawn.append(_difference([side.value(weights) for side in sides]))
     result = np.concatenate(drawn)
     return result[~np.isnan(result).any(1)]
 
@@ -692,15 +633,13 @@ def _drawn(sides: Sequence[Scored], draws: int, seed: int) -> Array:
 def _linear_components(values: Array) -> Components:
     """Of the mean of float64[seeds images], where the bootstrap's variances are known exactly."""
     seeds, images = values.shape
-    tiny = _ROUNDING * float(np.abs(values).max())
-    mean = float(values.mean())
+    tiny, mean = _tiny(values), float(values.mean())
     rows, columns = values.mean(1) - mean, values.mean(0) - mean
     rest = values - mean - rows[:, None] - columns
 
     def variance(deviations: Array, freedom: int, count: int) -> float:
-        if freedom == 0:
-            return math.nan
-        return _zeroed(float((deviations**2).sum()) / (freedom * count), tiny**2)
+        squares = float((deviations**2).sum())
+        return _zeroed(squares / (freedom * count), tiny**2) if freedom else math.nan
 
     return Components(
         value=mean,
@@ -712,15 +651,8 @@ def _linear_components(values: Array) -> Components:
     )
 
 
-def _unknown(seeds: int, images: int) -> Components:
-    return Components(
-        value=math.nan,
-        seeds=seeds,
-        images=images,
-        by_seed=math.nan,
-        by_image=math.nan,
-        interaction=math.nan,
-    )
+def _tiny(*values: Array) -> float:
+    return _ROUNDING * max(float(np.abs(value).max()) for value in values)
 
 
 def _zeroed(value: float, tiny: float) -> float:
@@ -729,8 +661,7 @@ def _zeroed(value: float, tiny: float) -> float:
 
 def _sizes(total: int, width: int) -> Iterator[int]:
     step = max(1, _CHUNK // width)
-    for start in range(0, total, step):
-        yield min(step, total - start)
+    yield from (min(step, total - start) for start in range(0, total, step))
 
 
 def _all_swaps(images: int) -> Iterator[Array]:
@@ -758,17 +689,8 @@ def _power(expected: Components, effect: float, alpha: float) -> float:
 
 def _first(enough: Callable[[int], bool]) -> int | None:
     """The smallest number from 0 to the cap that is enough, all above it being enough as well."""
-    if enough(0):
-        return 0
-    low, high = 0, 1
-    while not enough(high):
-        if high >= _CAP:
-            return None
-        low, high = high, min(2 * high, _CAP)
-    while high - low > 1:
-        middle = (low + high) // 2
-        low, high = (low, middle) if enough(middle) else (middle, high)
-    return high
+    high = next(filter(enough, (0, *(2**k for k in range(_CAP.bit_length())), _CAP)), None)
+    return None if high is None else bisect_left(range(high), x=True, lo=high // 2, key=enough)
 
 
 def _shared(own: Measured, other: Measured) -> tuple[Measured, Measured]:
@@ -785,6 +707,21 @@ def _shared(own: Measured, other: Measured) -> tuple[Measured, Measured]:
         return Measured(seeds=seeds, scored=one.scored.of(rows), per_image=one.per_image[rows])
 
     return part(own), part(other)
+
+
+def _tested(
+    own: Measured, other: Measured, *, draws: int, swaps: int, seed: int
+) -> tuple[Components, float]:
+    """The components of a difference, and the larger p of both tests."""
+    seeds, images = own.scored.shape
+    if 0 in (seeds, images):
+        return Components(seeds=seeds, images=images), math.nan
+    found = components(own.scored, minus=other.scored, draws=draws, seed=seed)
+    if seeds == 1:
+        return found, math.nan
+    swapped = permutation_test(own.scored, other.scored, draws=swaps, seed=seed)
+    # Not max(): it drops a NaN that comes second.
+    return found, float(np.maximum(swapped, found.p_value()))
 
 
 def _possible(difference: Estimate, metric: Metric) -> Estimate:
@@ -807,64 +744,55 @@ def _verdict(
     return "better" if (difference.value > 0) == metric.higher_is_better else "worse"
 
 
-def _words(
-    loss: str,
-    baseline: str,
-    found: Components,
-    difference: Estimate,
-    p: float,
-    p_corrected: float,
-    more: Needed,
-    verdict: str,
-    metric: Metric,
-    level: float,
-) -> str:
-    if found.seeds == 0 or found.images == 0:
-        return f"`{loss}` and `{baseline}` have no seed that both finished: nothing to compare"
+def _words(loss: str, baseline: str, found: Comparison, metric: Metric, level: float) -> str:
+    """The verdict as a sentence."""
+    both, difference = f"`{loss}` and `{baseline}`", found.difference
+    if 0 in (found.seeds, found.images):
+        return f"{both} have no seed that both finished: nothing to compare"
     if math.isnan(difference.value):
-        return f"`{loss}` and `{baseline}` cannot be compared in {metric.name}: it is undefined"
+        return f"{both} cannot be compared in {metric.name}: it is undefined"
     number = _numbers(difference, metric)
     unit = f"{metric.unit} {metric.name}".strip()
-    percent = f"{100 * level:g} %"
-    if verdict != "undecided":
+    corrected = f"corrected {_p_words(found.p_corrected)}"
+
+    def span(low: float, high: float) -> str:
+        return f"{100 * level:g} % CI {number(low)} to {number(high)}"
+
+    if found.verdict != "undecided":
+        verb = "beats" if found.verdict == "better" else "loses to"
         ends = sorted((abs(difference.low), abs(difference.high)))
-        verb = "beats" if verdict == "better" else "loses to"
         return (
             f"`{loss}` {verb} `{baseline}` by {number(abs(difference.value))} {unit} "
-            f"({percent} CI {number(ends[0])} to {number(ends[1])}, "
-            f"corrected {_p_words(p_corrected)})"
+            f"({span(*ends)}, {corrected})"
         )
-    span = f"{percent} CI {number(difference.low)} to {number(difference.high)}"
-    if math.isnan(difference.low):
-        span = "no CI"
+    interval = "no CI" if math.isnan(difference.low) else span(difference.low, difference.high)
+    told = f"difference {number(difference.value)} {unit}, {interval}"
     if found.seeds == 1:
-        over = span if found.images == 1 else f"{span}, over images alone"
-        return (
-            f"one seed cannot tell `{loss}` and `{baseline}` apart from the luck of the start "
-            f"(difference {number(difference.value)} {unit}, {over})"
-        )
-    if found.variance == 0 and found.value == 0:
+        over = "" if found.images == 1 else ", over images alone"
+        return f"one seed cannot tell {both} apart from the luck of the start ({told}{over})"
+    if difference.standard_error == 0 and difference.value == 0:
         return (
             f"the {metric.name} of `{loss}` and of `{baseline}` does not differ at all on any "
             "held-out image, so nothing can be said about power"
         )
     if _excludes_zero(difference):
         # It would read as a contradiction to "no difference".
-        span += ", interval not corrected" if p < 1 - level else ", the permutation test disagrees"
+        corrects = found.p < 1 - level
+        told += ", interval not corrected" if corrects else ", the permutation test disagrees"
     return (
-        f"no difference between `{loss}` and `{baseline}` detectable at this budget (difference "
-        f"{number(difference.value)} {unit}, {span}, corrected {_p_words(p_corrected)}); "
-        f"{_needed_words(more, found, metric)}"
+        f"no difference between {both} detectable at this budget ({told}, {corrected}); "
+        f"{_needed_words(found, metric)}"
     )
 
 
-def _needed_words(more: Needed, found: Components, metric: Metric) -> str:
+def _needed_words(found: Comparison, metric: Metric) -> str:
+    more = found.needed
     effect = f"an effect of {more.effect:g} {metric.unit}".strip()
     if found.images == 1:
         return "one held-out image cannot show more"
-    if not found.variance > 0:
+    if not found.difference.standard_error > 0:
         return "nothing can be said about power, as the variance is not known"
-    if more.seeds == 0 or more.images == 0:
+    if 0 in (more.seeds, more.images):
         return f"{effect} would have been found with a chance of at least {100 * POWER:g} %"
     images = ""
     if more.images is not None:
@@ -872,13 +800,10 @@ def _needed_words(more: Needed, found: Components, metric: Metric) -> str:
     if more.seeds is None:
         if images:
             return f"more seeds alone would not do for {effect}; {images} would"
-        return (
-            f"neither more seeds alone nor {_CAP:,} more held-out images alone would do for "
-            f"{effect}"
-        )
+        many = f"{_CAP:,} more held-out images"
+        return f"neither more seeds alone nor {many} alone would do for {effect}"
     if more.seeds <= MOST_SEEDS:
-        seeds = f"{more.seeds} more seed{'' if more.seeds == 1 else 's'}"
-        return f"about {seeds} would be needed for {effect}"
+        return f"about {plural(more.seeds, 'more seed')} would be needed for {effect}"
     alternative = f", or {images}," if images else ""
     return f"more than {MOST_SEEDS} more seeds{alternative} would be needed for {effect}"
 
@@ -903,11 +828,3 @@ def _p_words(p: float) -> str:
     if p < 0.001:
         return "p < 0.001"
     return f"p = {p:.3f}" if p < 0.1 else f"p = {p:.2f}"
-
-
-def _verb(subjects: Sequence[str], verb: str) -> str:
-    return f"{verb}s" if len(subjects) == 1 else verb
-
-
-def _listed(losses: Sequence[str]) -> str:
-    return ", ".join(f"`{loss}`" for loss in losses)

@@ -4,7 +4,7 @@ import io
 import re
 import textwrap
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -24,20 +24,17 @@ WIDTH, SMALL_WIDTH = 420.0, 240.0
 FONT = 13.0
 
 # Matplotlib knows no CSS variables: these colours stand for them until the SVG is written.
-INK, MUTED, RULE, SOFT, PAPER = "#010201", "#010202", "#010203", "#010204", "#010205"
+INK, MUTED, RULE, SOFT, PAPER = (f"#01020{i}" for i in range(1, 6))
 _COLOURS = 7
-_VARIABLES: Mapping[str, str] = {
-    INK: "var(--ink)",
-    MUTED: "var(--muted)",
-    RULE: "var(--rule)",
-    SOFT: "var(--soft)",
-    PAPER: "var(--paper)",
-    **{f"#02030{i}": f"var(--loss-{i})" for i in range(_COLOURS)},
+_NAMES = ("ink", "muted", "rule", "soft", "paper")
+_VARIABLES = {
+    **dict(zip((INK, MUTED, RULE, SOFT, PAPER), _NAMES, strict=True)),
+    **{f"#02030{i}": f"loss-{i}" for i in range(_COLOURS)},
 }
 _MARKERS = ("o", "s", "D", "^", "v", "P", "X", "p", "<", ">", "h", "d")
-_SMALL = 12.0
-_LINE = 16.0
+_SMALL, _LINE = 12.0, 16.0  # Points: of most letters, and from a line of text to the next.
 _LETTERS_PER_LINE = 52
+_SVG, _LINK = "{http://www.w3.org/2000/svg}", "{http://www.w3.org/1999/xlink}href"
 
 _STYLE: dict[Any, Any] = {
     "svg.fonttype": "none",
@@ -52,9 +49,7 @@ _STYLE: dict[Any, Any] = {
     "axes.labelpad": 6.0,
     "axes.edgecolor": RULE,
     "axes.linewidth": 1.0,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.spines.left": False,
+    **{f"axes.spines.{side}": False for side in ("top", "right", "left")},
     "axes.unicode_minus": True,
     "axes.axisbelow": True,
     "axes.grid": True,
@@ -133,12 +128,8 @@ def svg(figure: Figure, *, name: str, label: str) -> str:
             element.set("href", element.attrib.pop(_LINK))
     root.attrib |= {"class": "figure", "role": "img", "aria-label": label}
     text = ElementTree.tostring(root, encoding="unicode")
-    text = re.sub("|".join(_VARIABLES), lambda found: _VARIABLES[found[0]], text)
+    text = re.sub("|".join(_VARIABLES), lambda found: f"var(--{_VARIABLES[found[0]]})", text)
     return text.replace("<svg ", '<svg xmlns="http://www.w3.org/2000/svg" ', 1)
-
-
-_SVG = "{http://www.w3.org/2000/svg}"
-_LINK = "{http://www.w3.org/1999/xlink}href"
 
 
 def _short(value: str) -> str:
@@ -209,11 +200,10 @@ def forest(
         says: What it shows, for those who do not see it.
         behind: Draws what lies behind.
     """
+    wide = [max(20, _LETTERS_PER_LINE - len(group.text)) for group in groups]
     titles = [
-        textwrap.wrap(
-            group.title, max(20, _LETTERS_PER_LINE - len(group.text)), max_lines=3, placeholder="…"
-        )
-        for group in groups
+        textwrap.wrap(group.title, width, max_lines=3, placeholder="…")
+        for group, width in zip(groups, wide, strict=True)
     ]
     lines = sum(map(len, titles)) + sum(len(group.lines) + 0.8 for group in groups)
     ticks: dict[float, str] = {}
@@ -228,10 +218,11 @@ def forest(
         across, top = axes.get_yaxis_transform(), 0.0
         for group, title in zip(groups, titles, strict=True):
             several = len(group.lines) > 1
+            weight = "bold" if several else "normal"
             for x, align, text in ((0, "left", "\n".join(title)), (1, "right", group.text)):
                 axes.text(
                     x, top + 0.1, text, ha=align, va="top", fontsize=FONT, transform=across,
-                    fontweight="bold" if several else "normal", in_layout=False,
+                    fontweight=weight, in_layout=False,
                 )  # fmt: skip
             top += len(title) + 0.6
             for line in group.lines:

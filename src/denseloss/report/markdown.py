@@ -3,7 +3,7 @@
 import re
 from collections.abc import Iterable, Iterator
 
-from denseloss.report.sections import Cell, Item, Report, Section, Table, letter
+from denseloss.report.sections import Cell, Item, Report, Row, Section, Table, letter, with_code
 
 _NAME = 28
 _SPECIAL = re.compile(r"([\\*<>|\[\]]|(?<!\w)_|_(?!\w)|&(?=[#\w]+;))")
@@ -44,7 +44,7 @@ def _section(report: Report, section: Section, mark: str) -> Iterator[str]:
 
 def _item(report: Report, item: Item) -> str:
     if not item.named or item.loss is None:
-        head = letter(item.loss) if item.loss is not None else _text(item.head)
+        head = _text(item.head) if item.loss is None else letter(item.loss)
         return f"{head}: {_text(item.text)}" if head else _text(item.text)
     baseline = "baseline" if item.loss == 0 else ""
     about = "; ".join(filter(None, [baseline, item.text, *item.notes]))
@@ -54,38 +54,28 @@ def _item(report: Report, item: Item) -> str:
 
 def _grid(table: Table) -> str:
     """A table whose columns also stand below each other where Markdown is not rendered."""
-    lines = [(table.corner, *table.columns)]
-    for row in table.rows:
-        head = _text(row.head) if row.loss is None else _named(row.loss, row.head)
-        lines.append((head, *(_text(_cell(cell)) for cell in row.cells)))
-    lines[0] = tuple(_text(name) for name in lines[0])
-    widths = [max(3, *(len(line[i]) for line in lines)) for i in range(len(lines[0]))]
-    left = [True, *(table.prose for _ in table.columns)]
-    rule = [
-        "-" * w if to_left else f"{'-' * (w - 1)}:" for w, to_left in zip(widths, left, strict=True)
-    ]
-    shown = [
-        [
-            text.ljust(w) if to_left else text.rjust(w)
-            for text, w, to_left in zip(line, widths, left, strict=True)
-        ]
-        for line in lines
-    ]
-    return "\n".join(f"| {' | '.join(line)} |" for line in (shown[0], rule, *shown[1:]))
+    lines = [[_text(name) for name in (table.corner, *table.columns)]]
+    lines += [[_head(row), *(_text(_cell(cell)) for cell in row.cells)] for row in table.rows]
+    columns = []
+    for i, column in enumerate(zip(*lines, strict=True)):
+        width, left = max(3, *map(len, column)), i == 0 or table.prose
+        name, *cells = [text.ljust(width) if left else text.rjust(width) for text in column]
+        columns.append([name, "-" * width if left else f"{'-' * (width - 1)}:", *cells])
+    return "\n".join(f"| {' | '.join(line)} |" for line in zip(*columns, strict=True))
 
 
-def _named(index: int, loss: str) -> str:
-    """A loss within a table: cut, as its letter says which one it is and lines must stay short."""
-    shown = loss if len(loss) <= _NAME else f"{loss[: _NAME - 1]}…"
-    return f"{letter(index)} {_code(shown)}"
+def _head(row: Row) -> str:
+    """A loss is cut: its letter says which one it is, and lines must stay short."""
+    if row.loss is None:
+        return _text(row.head)
+    name = row.head if len(row.head) <= _NAME else f"{row.head[: _NAME - 1]}…"
+    return f"{letter(row.loss)} {_code(name)}"
 
 
 def _cell(cell: Cell) -> str:
-    marks = ["best"] if cell.best else []
-    if cell.verdict:
-        marks.append(cell.verdict)
+    marks = ", ".join(filter(None, ["best" if cell.best else "", cell.verdict]))
     inside = f"({cell.interval})" if cell.interval else ""
-    return " ".join(filter(None, [cell.text, inside, ", ".join(marks)]))
+    return " ".join(filter(None, [cell.text, inside, marks]))
 
 
 def _list(lines: Iterable[str]) -> str:
@@ -94,12 +84,10 @@ def _list(lines: Iterable[str]) -> str:
 
 def _text(text: str) -> str:
     """Prose whose letters mean nothing to Markdown, except for what is set as code."""
-    text = " ".join(text.split())
-    parts = text.split("`")
-    if len(parts) % 2 == 0:
-        return _SPECIAL.sub(r"\\\1", text).replace("`", "\\`")
+    parts = with_code(" ".join(text.split()))
     return "".join(
-        _code(part) if i % 2 else _SPECIAL.sub(r"\\\1", part) for i, part in enumerate(parts)
+        _code(part) if code else _SPECIAL.sub(r"\\\1", part).replace("`", "\\`")
+        for code, part in parts
     )
 
 
@@ -112,4 +100,4 @@ def _code(text: str) -> str:
 
 
 def _longest_run(text: str) -> int:
-    return max((len(run) for run in re.findall("`+", text)), default=0)
+    return max(map(len, re.findall("`+", text)), default=0)

@@ -47,9 +47,8 @@ def interval(estimate: Estimate, decimals: int = 3, *, signed: bool = False) -> 
     """The ends of a confidence interval, empty where there is none."""
     if math.isnan(estimate.low) or math.isnan(estimate.high):
         return ""
-    low = number(estimate.low, decimals, signed=signed)
-    high = number(estimate.high, decimals, signed=signed)
-    return f"{low} to {high}" if signed or estimate.low < 0 else f"{low}–{high}"
+    ends = [number(end, decimals, signed=signed) for end in (estimate.low, estimate.high)]
+    return (" to " if signed or estimate.low < 0 else "–").join(ends)
 
 
 def probability(p: float) -> str:
@@ -60,8 +59,7 @@ def probability(p: float) -> str:
         return f"< {_SMALLEST_P:.4f}"
     if p > 0.995:
         return "1.00"
-    decimals = 2 - math.floor(math.log10(p)) - 1
-    return f"{p:.{max(2, decimals)}f}"
+    return f"{p:.{max(2, 1 - math.floor(math.log10(p)))}f}"
 
 
 def short(value: float) -> str:
@@ -92,9 +90,9 @@ def plain(value: Any) -> str:
         return f"{value:g}"
     if isinstance(value, Mapping):
         return ", ".join(f"{key}={plain(item)}" for key, item in value.items())
-    if isinstance(value, Sequence) and not isinstance(value, str):
-        return ", ".join(map(plain, value))
-    return str(value)
+    if isinstance(value, str) or not isinstance(value, Sequence):
+        return str(value)
+    return ", ".join(map(plain, value))
 
 
 def duration(seconds: float) -> str:

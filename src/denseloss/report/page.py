@@ -2,6 +2,7 @@
 
 import base64
 import io
+import itertools
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -13,7 +14,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from denseloss.report.drawing import glyph
-from denseloss.report.sections import Gallery, Picture, Report, Section, letter
+from denseloss.report.sections import Gallery, Picture, Report, letter, with_code
 
 MOST_BYTES = 3_000_000
 """No page is larger."""
@@ -36,16 +37,14 @@ def html_page(report: Report) -> str:
             break
     kept, size = [], bare
     # The first gallery of each section, then the second of each, as far as there is room.
-    places = [pair for section in report.sections for pair in enumerate(section.galleries)]
-    for _, gallery in sorted(places, key=lambda pair: pair[0]):
-        size += sum(len(uris[id(p)]) for p in _pictures(gallery))
-        if size < MOST_BYTES:
-            kept.append(gallery)
+    for round_ in itertools.zip_longest(*(section.galleries for section in report.sections)):
+        for gallery in filter(None, round_):
+            size += sum(len(uris[id(p)]) for p in _pictures(gallery))
+            if size < MOST_BYTES:
+                kept.append(gallery)
     text = _render(report, kept, uris)
-    if len(text.encode()) >= MOST_BYTES:
-        raise ValueError(
-            f"the report would be {len(text.encode()):,} bytes; compare fewer losses at once"
-        )
+    if (length := len(text.encode())) >= MOST_BYTES:
+        raise ValueError(f"the report would be {length:,} bytes; compare fewer losses at once")
     return text
 
 
@@ -60,34 +59,24 @@ def _render(report: Report, kept: list[Gallery], uris: Mapping[int, str]) -> str
         trim_blocks=True,
         lstrip_blocks=True,
         undefined=StrictUndefined,
-        keep_trailing_newline=False,
     )
-    environment.filters["words"] = _marked
-    environment.filters["breakable"] = _breakable
-    places = {id(gallery) for gallery in kept}
-
-    def shown(section: Section) -> list[Gallery]:
-        return [gallery for gallery in section.galleries if id(gallery) in places]
-
+    environment.filters |= {"words": _marked, "breakable": _breakable}
+    places = set(map(id, kept))
     text = environment.get_template("page.html.jinja").render(
         report=report,
         sections=[(s.anchor or f"section-{i}", s) for i, s in enumerate(report.sections)],
         glyphs=[Markup(glyph(i)) for i in range(len(report.losses))],
         letter=letter,
-        shown=shown,
+        shown=lambda section: [one for one in section.galleries if id(one) in places],
         uri=lambda picture: uris[id(picture)],
     )
     return "\n".join(line for line in text.splitlines() if line.strip()) + "\n"
 
 
 def _marked(text: str) -> Markup:
-    """A sentence in which what stands between backticks is set as code."""
-    parts = text.split("`")
-    if len(parts) % 2 == 0:
-        return escape(text)
     return Markup("").join(
-        Markup("<code>{}</code>").format(part) if i % 2 else escape(part)
-        for i, part in enumerate(parts)
+        Markup("<code>{}</code>").format(part) if code else escape(part)
+        for code, part in with_code(text)
     )
 
 

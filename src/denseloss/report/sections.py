@@ -213,3 +213,10 @@ def letter(index: int) -> str:
         index, rest = divmod(index - 1, 26)
         text = chr(ord("A") + rest) + text
     return text
+
+
+def with_code(text: str) -> list[tuple[bool, str]]:
+    """A sentence in pieces, and whether each is code: what stands between backticks is."""
+    parts = text.split("`")
+    # Where one backtick is alone, all are letters.
+    return [(i % 2 == 1, part) for i, part in enumerate(parts if len(parts) % 2 else [text])]

@@ -2,9 +2,13 @@
 
 import math
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 
 from denseloss.report.numbers import NOTHING, Estimate, interval, number
 from denseloss.report.sections import Cell, Row, Table
+
+EMPTY = Cell(text=NOTHING)
+"""A cell without a value."""
 
 
 def by_loss(
@@ -19,12 +23,21 @@ def by_loss(
     return Table(caption=caption, corner="Loss", columns=names, rows=tuple(rows), notes=notes)
 
 
+def estimated(found: Estimate, decimals: int, *, signed: bool = False) -> Cell:
+    """A value with its interval."""
+    return Cell(
+        text=number(found.value, decimals, signed=signed),
+        interval=interval(found, decimals, signed=signed),
+        order=found.value,
+    )
+
+
 def column(
     estimates: Sequence[Estimate | None],
     *,
     decimals: int,
     higher: bool,
-    verdicts: Sequence[str] | None = None,
+    verdicts: Sequence[str] = (),
 ) -> list[Cell]:
     """A column of values with their intervals, in which the best one is marked.
 
@@ -37,14 +50,12 @@ def column(
     values = [e.value for e in estimates if e is not None and not math.isnan(e.value)]
     best = (max(values) if higher else min(values)) if len(values) > 1 else math.nan
     return [
-        Cell(text=NOTHING)
-        if estimate is None
-        else Cell(
-            text=number(estimate.value, decimals),
-            interval=interval(estimate, decimals),
-            order=estimate.value,
-            best=estimate.value == best,
+        EMPTY
+        if found is None
+        else replace(
+            estimated(found, decimals),
+            best=found.value == best,
             verdict=verdict if verdict in ("better", "worse") else "",
         )
-        for estimate, verdict in zip(estimates, verdicts or [""] * len(estimates), strict=True)
+        for found, verdict in zip(estimates, verdicts or [""] * len(estimates), strict=True)
     ]

@@ -23,10 +23,9 @@ class SegmentationCriterion(Criterion):
     """The terms of a loss, each fed what it takes from class maps with void pixels.
 
     On a binary task the network has one channel. A loss of exclusive classes is then taken in its
-    `binary_` form; where it has none, or where that lacks an option that is set, it gets the
-    logits of two classes, 0 for the background and z for the foreground, whose softmax is the
-    sigmoid of z. On a multiclass task a loss of independent channels gets one mask per class.
-    Void pixels count nothing in any of them.
+    `binary_` form. Where there is none with the options that are set, it gets the logits of two
+    classes, 0 and z, whose softmax is the sigmoid of z. On a multiclass task a loss of independent
+    channels gets one mask per class. Void pixels count nothing in any of them.
 
     It is called with logits [n c h w], the largest first, which are all brought to the labels'
     size, and a batch: `image` as the network got it, normalised, and `mask`, class indices

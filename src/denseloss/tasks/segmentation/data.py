@@ -395,9 +395,8 @@ def _split(
 def _drawn_split(
     samples: list[Sample], *, seed: int, shares: dict[str, float]
 ) -> tuple[list[Sample], dict[str, list[Sample]]]:
-    # By a digest of each name: the same on every machine and in every order of listing, and an
-    # image added later moves few others. Validation images are drawn first, so that they are the
-    # same with a held-out split and without.
+    # By a digest of each name: the same on every machine, and a new image moves few others.
+    # Validation images are drawn first: a held-out split does not change them.
     def digest(sample: Sample) -> bytes:
         return hashlib.blake2b(f"{seed}/{sample.name}".encode(), digest_size=16).digest()
 

@@ -22,9 +22,9 @@ class SegmentationDataset(Dataset[dict[str, Tensor | int]]):
 
     For training an item is a square: a random part of the image at a random scale of 0.8 to 1.25,
     flipped both ways at random, its brightness, contrast and saturation a little changed. What an
-    image lacks to the square is padded and void. How sample `i` is augmented in epoch `e` depends
-    on `(seed, e, i)` alone, not on workers, order or what was drawn before, and the global random
-    state is not touched. Otherwise an item is the whole image, as it is.
+    image lacks to the square is padded and void. The augmentation of sample `i` in epoch `e`
+    depends on `(seed, e, i)` alone; the global random state is not touched. Otherwise an item is
+    the whole image, as it is.
 
     Args:
         data: Where the samples come from.

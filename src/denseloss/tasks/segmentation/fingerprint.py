@@ -16,8 +16,8 @@ from denseloss.tasks.task import Progress
 Mask = NDArray[np.uint8]
 
 NEAR = 2
-"""A pixel is at a boundary if one of another class is at most this many pixels away: about how far
-the contours of two careful annotators lie apart."""
+"""A pixel is at a boundary if another class is at most this many pixels away: the contours of two
+careful annotators differ by about as much."""
 
 _QUANTILES = (0.1, 0.5, 0.9)
 _EIGHT = np.ones((3, 3), dtype=bool)
@@ -139,8 +139,7 @@ def fingerprint(
 
     Args:
         data: Only its `train` samples are read.
-        limit: How many masks are looked at, at most; they are evenly spaced. Of very large images
-            fewer are, so that it takes no minutes.
+        limit: At most so many masks are looked at, evenly spaced; fewer of very large images.
         square: Side of the squares that training will cut out, pixels: a class that is in every
             image can be missing from most squares. None stands for whole images.
         progress: Wraps the loop over the masks.
@@ -299,10 +298,9 @@ def boundary_pixels(mask: Mask) -> NDArray[np.bool_]:
 def edge_distance(mask: NDArray[np.bool_]) -> NDArray[np.float64]:
     """How far the area of each pixel lies from the mask's edge, on average over the pixel.
 
-    A pixel's centre is half a pixel nearer to the edge than to the next centre outside. On a ridge,
-    where both neighbours lie lower, the pixel's sides are a quarter lower than its centre on
-    average: with it strips along the axes are exact at every width, odd and even. Slanted edges
-    come out 0.1 to 0.2 pixels nearer than they are, as an outside centre is then close by.
+    A pixel's centre is half a pixel nearer to the edge than to the next centre outside. On a ridge
+    (both neighbours lower) the mean over the pixel is a quarter below its centre. So strips along
+    the axes are exact at every width; slanted edges come out 0.1 to 0.2 pixels too near.
 
     Args:
         mask: bool[h, w]; outside of the image there is none of it.
@@ -327,9 +325,8 @@ def shape_factor(area: NDArray[Any], mean_distance: NDArray[Any]) -> NDArray[np.
     """How thin objects are: A / (9 π d²), d the mean distance of their points to the edge.
 
     A disc of radius r has d = r/3 and the factor 1, the lowest there is; a square has 4/π = 1.27; a
-    strip of width w has d = w/4 and 0.57 length / w, however it bends and branches. It needs no
-    perimeter, which pixels cannot tell. Below ten pixels an object has no shape: a single pixel
-    scores 0.57.
+    strip of width w has d = w/4 and 0.57 length / w, however it bends and branches. No perimeter is
+    needed, which pixels cannot tell. Objects below ten pixels have no shape: one pixel scores 0.57.
 
     Args:
         area: A, pixels.

@@ -14,8 +14,7 @@ DOMINANT_CLASS = 0.9
 VANISHING_CLASS = 0.01
 """Below this share all other pixels drown a class, even if no single class dominates."""
 VERY_UNEVEN = 100
-"""Classes whose shares differ more are not balanced in full: each pixel of the rare one would count
-for more than a hundred, and so would each pixel that is falsely taken for it."""
+"""Shares that differ more are not balanced in full: a rare pixel would weigh above a hundred."""
 THIN_FACTOR = 5.0
 """Shape factor from which a class is thin: that of a strip nine times as long as wide."""
 THIN_WIDTH = 8.0
@@ -25,8 +24,8 @@ MANY_OBJECTS = 5.0
 SMALL_OBJECT = 32**2 / (640 * 480)
 """A median object below this share of the image is small: COCO's limit in COCO's usual image."""
 BOUNDARY_RICH = 0.2
-"""Share of a class's pixels at its boundary from which edges decide: a disc of radius 19 has it,
-and loses 5 % of Dice if its contour is one pixel off all around."""
+"""Boundary share of a class from which edges decide. A disc of radius 19 has it: with a contour
+that is one pixel off it loses 5 % of Dice."""
 OFTEN_ABSENT = 0.5
 """A class in fewer of the training squares is absent from most terms of a Dice per image."""
 OFTEN_EMPTY = 0.1
@@ -39,8 +38,8 @@ _FALSE, _MISSED = 0.3, 0.7
 def recommended(fingerprint: Fingerprint, *, mode: Mode, limit: int = 6) -> tuple[Candidate, ...]:
     """Propose losses from what the training masks look like.
 
-    The first is the baseline, the second what is robust nearly everywhere; the others follow only
-    where a number of the fingerprint speaks for them, so that plain data gets few.
+    The first is the baseline, the second is robust nearly everywhere. The others come only where a
+    number of the fingerprint speaks for them.
 
     Args:
         fingerprint: Of the training masks.
@@ -210,8 +209,7 @@ _RULES = (_missed_pixels, _balance, _easy_pixels, _absent_classes, _edges, _smal
 
 
 def _focal(mode: Mode) -> str:
-    # On a binary task plain `focal` is the detectors', which gives the positives a quarter of the
-    # weight: the contrary of what a small foreground asks for.
+    # Plain `focal` gives the foreground of a binary task a quarter of the weight, as for detectors.
     return "binary_focal(alpha=None)" if mode == "binary" else "focal"
 
 

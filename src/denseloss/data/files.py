@@ -15,18 +15,8 @@ from numpy.typing import NDArray
 
 # What reading a file can raise whose bytes were changed.
 UNREADABLE = (
-    OSError,
-    EOFError,
-    KeyError,
-    NotImplementedError,
-    RuntimeError,
-    SyntaxError,
-    TypeError,
-    ValueError,
-    pickle.UnpicklingError,
-    tokenize.TokenError,
-    zipfile.BadZipFile,
-    zlib.error,
+    *(OSError, EOFError, KeyError, RuntimeError, SyntaxError, TypeError, ValueError),
+    *(pickle.UnpicklingError, tokenize.TokenError, zipfile.BadZipFile, zlib.error),
 )
 
 

@@ -1,7 +1,6 @@
 """One image or mask file to one array, whatever its format, mode and depth."""
 
 import struct
-import zlib
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,23 +13,14 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
 from denseloss.data.errors import DataError
+from denseloss.data.files import UNREADABLE
 
 SUFFIXES = (
     *(".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".bmp", ".tif", ".tiff", ".webp", ".gif"),
     *(".pgm", ".ppm", ".pbm"),
 )
 # What Pillow's readers raise on damaged files, as found by damaging some.
-_UNREADABLE = (
-    OSError,
-    SyntaxError,
-    ValueError,
-    RuntimeError,
-    EOFError,
-    IndexError,
-    struct.error,
-    zlib.error,
-    Image.DecompressionBombError,
-)
+_UNREADABLE = (*UNREADABLE, IndexError, struct.error, Image.DecompressionBombError)
 _DEEP = ("I", "I;16", "I;16B", "I;16L", "I;16N", "F")
 
 Array = NDArray[Any]
@@ -71,8 +61,6 @@ def _opened(path: Path) -> Iterator[Image.Image]:
             yield picture
     except FileNotFoundError:
         raise DataError(f"{path}: the file is gone; put it back or open the data again") from None
-    except DataError:
-        raise
     except _UNREADABLE as error:
         why = " ".join(str(error).split()) or type(error).__name__
         why = "its header is no picture's" if "cannot identify" in why else why
@@ -104,8 +92,8 @@ def _pixels(path: Path, picture: Image.Image) -> Array:
 
 
 def _deep_colours(path: Path, picture: Image.Image) -> Array:
-    # Pillow has no mode for colours of 16 bits and keeps the high byte of each. Told that the
-    # bytes lie the other way round, it keeps the low one.
+    # Pillow keeps only the high byte of a 16-bit colour. Told that the bytes lie the other way
+    # round, it keeps the low one.
     mode, order = _raw_mode(picture).split(";16")
     other = f"{mode};16{'L' if order == 'B' else 'B'}"
     high = np.asarray(picture.convert("RGB"))
@@ -136,15 +124,10 @@ def _turn(picture: Image.Image) -> int:
         return 1
 
 
-_TURNS: dict[int, Any] = {
-    2: lambda a: a[:, ::-1],
-    3: lambda a: a[::-1, ::-1],
-    4: lambda a: a[::-1],
-    5: lambda a: a.swapaxes(0, 1),
-    6: lambda a: a.swapaxes(0, 1)[:, ::-1],
-    7: lambda a: a.swapaxes(0, 1)[::-1, ::-1],
-    8: lambda a: a.swapaxes(0, 1)[::-1],
-}
+def _upright(pixels: Array, turn: int) -> Array:
+    """The pixels, turned and mirrored as a camera's orientation mark from 1 to 8 says."""
+    rows, columns = (-1 if turn in back else 1 for back in ((3, 4, 7, 8), (2, 3, 6, 7)))
+    return (pixels.swapaxes(0, 1) if turn >= 5 else pixels)[::rows, ::columns]
 
 
 def read_image(
@@ -161,8 +144,8 @@ def read_image(
     with _opened(path) as picture:
         pixels = _to_8_bit(_pixels(path, picture), window)
         turn = _turn(picture)
-    if turn in _TURNS:
-        upright = _TURNS[turn](pixels)
+    if 1 < turn <= 8:
+        upright = _upright(pixels, turn)
         stored_fits = size is not None and pixels.shape[1::-1] == size
         if upright.shape[1::-1] == size or not stored_fits:
             pixels = upright
@@ -179,34 +162,26 @@ def read_mask(path: Path) -> tuple[Array, bool]:
         picture.load()
         # A rotation of label values: nothing is interpolated.
         picture = ImageOps.exif_transpose(picture)
+        values = np.asarray(picture)
         if picture.mode == "1":
-            return np.asarray(picture).astype(np.uint8), False
-        if picture.mode in ("L", "P", *_DEEP):
-            return _whole_numbers(path, np.asarray(picture)), False
+            return values.astype(np.uint8), False
         if picture.mode in ("LA", "PA"):
-            return np.asarray(picture)[..., 0], False
-        rgb = np.asarray(picture.convert("RGB"))
-    red, green, blue = rgb[..., 0], rgb[..., 1], rgb[..., 2]
+            return values[..., 0], False
+        if picture.mode in ("L", "P", *_DEEP):
+            whole = values.astype(np.int32) if values.dtype.kind == "f" else values
+            if not np.array_equal(whole, values):
+                raise DataError(
+                    f"{path}: holds fractions, not labels; save the mask as whole numbers"
+                )
+            return whole, False
+        red, green, blue = np.moveaxis(np.asarray(picture.convert("RGB")), -1, 0)
     if np.array_equal(red, green) and np.array_equal(red, blue):
         return red, False
-    code = (red.astype(np.int32) << 16) | (green.astype(np.int32) << 8) | blue
-    return code, True
+    return (red.astype(np.int32) << 16) | (green.astype(np.int32) << 8) | blue, True
 
 
-def _whole_numbers(path: Path, values: Array) -> Array:
-    if values.dtype.kind != "f":
-        return values
-    whole = values.astype(np.int32)
-    if not np.array_equal(whole, values):
-        raise DataError(f"{path}: holds fractions, not labels; save the mask as whole numbers")
-    return whole
-
-
-def count_values(values: Array) -> dict[int, int]:
+def _counted(values: Array) -> dict[int, int]:
     """How many pixels have each value."""
-    if values.dtype == np.uint8:
-        counts = np.bincount(values.reshape(-1), minlength=256)
-        return {int(v): int(counts[v]) for v in np.flatnonzero(counts)}
     # Runs of equal pixels first: sorting every pixel of a label image is needless work.
     flat = values.reshape(-1)
     starts = np.flatnonzero(np.concatenate(([True], flat[1:] != flat[:-1])))
@@ -222,20 +197,23 @@ def look_at_mask(path: Path) -> MaskFacts:
         lossy = picture.format in ("JPEG", "MPO")
         palette = bytes(picture.getpalette() or ()) if picture.mode == "P" else None
     values, colour = read_mask(path)
-    return MaskFacts(path, values.shape[1::-1], count_values(values), colour, lossy, palette)
+    return MaskFacts(path, values.shape[1::-1], _counted(values), colour, lossy, palette)
 
 
 def look_at_image(path: Path, *, whole: bool) -> ImageFacts:
     """Read the header of an image, and decode it where `whole`, deep or of doubtful ending."""
     with _opened(path) as picture:
-        size, mode = picture.size, picture.mode
+        size, mode, window = picture.size, picture.mode, None
         deep = _is_deep(picture)
-        values = None
         if deep or whole or not _ends_well(path, picture.format):
             pixels = _pixels(path, picture)
             mode = "RGB;16" if deep and pixels.ndim == 3 else mode
-            values = _deep_range(pixels) if deep else None
-    return ImageFacts(path, size, mode, values)
+            finite = pixels[np.isfinite(pixels)] if deep else pixels[:0]
+            if finite.size:
+                # All but 0.1 % at each end: else one hot pixel would turn every image black.
+                low, high = np.quantile(finite, (0.001, 0.999), method="nearest")
+                window = float(low), float(high)
+    return ImageFacts(path, size, mode, window)
 
 
 def oriented_size(path: Path) -> tuple[int, int]:
@@ -246,8 +224,8 @@ def oriented_size(path: Path) -> tuple[int, int]:
 
 
 def _ends_well(path: Path, kind: str | None) -> bool:
-    # A download that stopped has no end mark; looking for it is a thousand times cheaper than
-    # decoding, so that a large data set is opened in seconds and still no truncated file gets by.
+    # A download that stopped has no end mark. To look for it is a thousand times cheaper than to
+    # decode the image.
     with path.open("rb") as file:
         file.seek(0, 2)
         file.seek(max(file.tell() - 64, 0))
@@ -255,20 +233,8 @@ def _ends_well(path: Path, kind: str | None) -> bool:
     return (kind == "PNG" and b"IEND" in tail) or (kind in ("JPEG", "MPO") and b"\xff\xd9" in tail)
 
 
-def _deep_range(pixels: Array) -> Window | None:
-    finite = pixels[np.isfinite(pixels)]
-    if finite.size == 0:
-        return None
-    low, high = np.quantile(finite, (0.001, 0.999), method="nearest")
-    return float(low), float(high)
-
-
 def deep_window(ranges: list[Window]) -> Window | None:
-    """The values of deep images between which 8 bits are spent.
-
-    One window for the whole data set keeps its images comparable. Each image gives all but 0.1 %
-    at each end: one hot pixel would otherwise turn every image black.
-    """
+    """The values of deep images that become 0 and 255: one window, so that images compare."""
     if not ranges:
         return None
     return min(low for low, _ in ranges), max(high for _, high in ranges)

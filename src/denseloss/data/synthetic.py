@@ -2,7 +2,7 @@
 
 import difflib
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, fields
 from functools import lru_cache
 from typing import Any
@@ -18,7 +18,8 @@ from denseloss.data.errors import DataError
 from denseloss.data.samples import VOID
 
 Field = NDArray[np.floating[Any]]
-Painter = Callable[["Canvas", "Scenes"], None]
+Stroke = tuple[Field, float]
+Painter = Callable[["Canvas", float], None]
 
 # Shapes are drawn this many times larger and averaged down, which gives them smooth edges.
 _FINE = 4
@@ -84,19 +85,9 @@ class Scenes:
         return f"synthetic:{self.name}" + ("?" + "&".join(knobs) if knobs else "")
 
     @property
-    def about(self) -> str:
-        """What the scenes show, in words."""
-        return _KINDS[self.name].about
-
-    @property
-    def class_names(self) -> tuple[str, ...]:
-        """The classes, background first."""
-        return _KINDS[self.name].class_names
-
-    @property
-    def has_void(self) -> bool:
-        """Whether some pixels are void."""
-        return _KINDS[self.name].has_void
+    def kind(self) -> "Kind":
+        """What the scenes show."""
+        return _KINDS[self.name]
 
     @property
     def sample_names(self) -> tuple[str, ...]:
@@ -106,25 +97,22 @@ class Scenes:
     def draw(self, sample_name: str) -> tuple[Tensor, Tensor]:
         """The image `uint8[3 size size]` and the class indices `uint8[size size]` of one scene."""
         index = int(sample_name.rpartition("_")[2])
-        if self.size > _LARGE:
-            return self._drawn(index)
         # Drawn once, not in every epoch; cloned, because a reader may write into what it gets.
-        image, mask = _kept(self, index)
+        image, mask = _kept(self, index) if self.size <= _LARGE else _drawn(self, index)
         return image.clone(), mask.clone()
 
-    def _drawn(self, index: int) -> tuple[Tensor, Tensor]:
-        kind = list(_KINDS).index(self.name)
-        canvas = Canvas(self.size, np.random.default_rng((self.seed, kind, index)))
-        _KINDS[self.name].paint(canvas, self)
-        pixels = np.clip(canvas.colours, 0, 1) * 255 + 0.5
-        return torch.from_numpy(pixels.astype(np.uint8)), torch.from_numpy(canvas.mask)
+
+def _drawn(scenes: Scenes, index: int) -> tuple[Tensor, Tensor]:
+    place = list(_KINDS).index(scenes.name)
+    canvas = Canvas(scenes.size, np.random.default_rng((scenes.seed, place, index)))
+    kind = scenes.kind
+    kind.paint(canvas, scenes.objects)
+    canvas.finish(light=kind.light, blur=kind.blur, noise=kind.noise * scenes.noise)
+    pixels = np.clip(canvas.colours, 0, 1) * 255 + 0.5
+    return torch.from_numpy(pixels.astype(np.uint8)), torch.from_numpy(canvas.mask)
 
 
-@lru_cache(maxsize=256)
-def _kept(scenes: Scenes, index: int) -> tuple[Tensor, Tensor]:
-    return scenes._drawn(index)
-
-
+_kept = lru_cache(maxsize=256)(_drawn)
 _LARGE = 256
 _KNOB_RANGES = {
     "n": (3, 1_000_000),
@@ -153,54 +141,54 @@ class Canvas:
         """Smooth random hills of about unit deviation, a mixture of several widths in pixels."""
         total: Field = np.zeros((self.size, self.size), dtype=np.float32)
         for scale in scales:
-            cells = max(2, math.ceil(self.size / scale) + 1)
-            coarse = self.rng.standard_normal((cells, cells), dtype=np.float32)
-            total += _stretched(coarse, self.size)
+            total += self._hills(max(2, math.ceil(self.size / scale) + 1))
         total *= 1.3 / math.sqrt(len(scales))
         return total
 
-    def light(self, strength: float) -> Field:
-        """Uneven light: a factor around 1 that changes slowly over the image."""
-        hills = _stretched(self.rng.standard_normal((3, 3), dtype=np.float32), self.size)
-        factor: Field = np.exp(np.float32(strength) * hills)
-        return factor
+    def _hills(self, cells: int) -> Field:
+        coarse = Image.fromarray(self.rng.standard_normal((cells, cells), dtype=np.float32))
+        fine = coarse.resize((self.size, self.size), Image.Resampling.BICUBIC)
+        return np.asarray(fine, dtype=np.float32)
 
-    def brush(self, paint: Callable[[ImageDraw.ImageDraw, float], None]) -> Field:
-        """How much of each pixel a shape covers, 0 to 1; `paint` draws in enlarged pixels."""
+    def _cover(self, paint: Callable[[ImageDraw.ImageDraw], None]) -> Field:
+        """How much of each pixel is painted, 0 to 1; `paint` draws in enlarged pixels."""
         fine = Image.new("L", (self.size * _FINE, self.size * _FINE))
-        paint(ImageDraw.Draw(fine), float(_FINE))
+        paint(ImageDraw.Draw(fine))
         return np.asarray(fine.reduce(_FINE), dtype=np.float32) / np.float32(255)
 
     def polygon(self, points: Field) -> Field:
         """How much of each pixel a polygon with corners `[n, 2]` (x, y) covers."""
-        return self.brush(lambda pen, k: pen.polygon([tuple(p) for p in points * k], fill=255))
+        return self._cover(
+            lambda pen: pen.polygon([tuple(p) for p in points * float(_FINE)], fill=255)
+        )
 
-    def line(self, points: Field, width: float) -> Field:
-        """How much of each pixel a line through points `[n, 2]` (x, y) covers."""
+    def patch(self, x: float, y: float, radius: float, *, wobble: float, squash: float) -> Field:
+        """How much of each pixel an ellipse with a wavy edge covers."""
+        return self.polygon(_outline(self.rng, x, y, radius, wobble=wobble, squash=squash))
 
-        def paint(pen: ImageDraw.ImageDraw, k: float) -> None:
-            corners = [tuple(p) for p in points * k]
-            pen.line(corners, fill=255, width=round(width * k), joint="curve")
+    def lines(self, *strokes: Stroke) -> Field:
+        """How much of each pixel some lines cover, each of points `[n, 2]` (x, y) and a width."""
 
-        return self.brush(paint)
+        def paint(pen: ImageDraw.ImageDraw) -> None:
+            for points, width in strokes:
+                corners = [tuple(p) for p in points * float(_FINE)]
+                pen.line(corners, fill=255, width=max(3, round(width * _FINE)), joint="curve")
+
+        return self._cover(paint)
 
     def blend(self, cover: Field, colour: Field) -> None:
         """Lay a colour `[3]` or `[3, size, size]` over what is there."""
         colour = colour.reshape(3, *(colour.shape[1:] or (1, 1)))
         self.colours += cover * (colour - self.colours)
 
-    def finish(self, *, blur: float, noise: float) -> None:
-        """Blur as a lens does, then add grain that is stronger in the light, as a sensor does."""
+    def finish(self, *, light: float, blur: float, noise: float) -> None:
+        """Light unevenly, blur as a lens, add grain as a sensor: stronger in the light."""
+        self.colours *= np.exp(np.float32(light) * self._hills(3))
         self.colours = _blurred(self.colours, blur)
         grain = self.rng.standard_normal((3, self.size, self.size), dtype=np.float32)
         shared = self.rng.standard_normal((self.size, self.size), dtype=np.float32)
         depth = np.sqrt(np.clip(self.colours, 0.05, 1))
         self.colours += np.float32(noise) * depth * (0.5 * grain + 0.85 * shared)
-
-
-def _stretched(coarse: Field, size: int) -> Field:
-    picture = Image.fromarray(coarse).resize((size, size), Image.Resampling.BICUBIC)
-    return np.asarray(picture, dtype=np.float32)
 
 
 def _blurred(colours: Field, sigma: float) -> Field:
@@ -217,9 +205,8 @@ def _blurred(colours: Field, sigma: float) -> Field:
         padded = np.take(colours, places, axis=axis)
         total = np.zeros_like(colours)
         for i, weight in enumerate(line):
-            total += weight * (
-                padded[:, i : i + width] if axis == 1 else padded[..., i : i + width]
-            )
+            part = padded[:, i : i + width] if axis == 1 else padded[..., i : i + width]
+            total += weight * part
         colours = total
     return colours
 
@@ -241,14 +228,13 @@ def _outline(
     return np.stack((px, py), axis=1).astype(np.float32)
 
 
-def _blobs(canvas: Canvas, scenes: Scenes) -> None:
+def _blobs(canvas: Canvas, objects: float) -> None:
     """Spots of 2 to 6 pixels; haze as bright as they are, and scratches brighter still."""
-    rng, size = canvas.rng, scenes.size
+    rng, size = canvas.rng, canvas.size
     tint = np.array([0.85, 1.0, 0.9], dtype=np.float32) + rng.uniform(-0.12, 0.12, 3)
     tint = tint.astype(np.float32)
-    ground = 0.24 + 0.035 * canvas.texture(24, 10, 5)
-    canvas.colours += ground * tint[:, None, None]
-    amount = scenes.objects * (size / 128) ** 2
+    canvas.colours += (0.24 + 0.035 * canvas.texture(24, 10, 5)) * tint[:, None, None]
+    amount = objects * (size / 128) ** 2
     for _ in range(rng.poisson(3 * amount)):
         x, y = rng.uniform(0, size, 2)
         width = rng.uniform(9, 20)
@@ -260,76 +246,54 @@ def _blobs(canvas: Canvas, scenes: Scenes) -> None:
         turn, reach = rng.uniform(0, np.pi), rng.uniform(10, 40)
         dx, dy = reach * math.cos(turn), reach * math.sin(turn)
         ends = np.array(((x - dx, y - dy), (x + dx, y + dy)), dtype=np.float32)
-        scratch = canvas.line(ends, 0.75)
+        scratch = canvas.lines((ends, 0.75))
         canvas.blend(scratch * np.float32(rng.uniform(0.4, 0.8)), np.float32(0.75) * tint)
     foreground = np.zeros((size, size), dtype=bool)
     for _ in range(max(1, rng.poisson(11 * amount))):
         x, y = rng.uniform(0, size, 2)
         radius = 1.8 + 4.2 * rng.beta(1.3, 2.2)
-        edge = _outline(rng, x, y, radius, wobble=0.25, squash=rng.uniform(0.6, 1))
-        cover = canvas.polygon(edge)
+        cover = canvas.patch(x, y, radius, wobble=0.25, squash=rng.uniform(0.6, 1))
         foreground |= cover >= 0.5
         lift = rng.uniform(0.2, 0.45)
         canvas.colours += lift * cover * tint[:, None, None]
     canvas.mask[foreground] = 1
-    canvas.colours *= canvas.light(0.28)
-    canvas.finish(blur=0.7, noise=0.045 * scenes.noise)
 
 
-def _vessels(canvas: Canvas, scenes: Scenes) -> None:
+def _vessels(canvas: Canvas, objects: float) -> None:
     """Branching dark curves of 1 to 5 pixels; dark spots and faint folds are not vessels."""
-    rng, size = canvas.rng, scenes.size
+    rng, size = canvas.rng, canvas.size
     ground = np.array([0.78, 0.47, 0.30], dtype=np.float32)
     dark = np.array([0.52, 0.20, 0.14], dtype=np.float32)
     canvas.colours += ground[:, None, None] * (1 + 0.06 * canvas.texture(30, 12, 6))
-    for _ in range(rng.poisson(5 * scenes.objects)):
+    for _ in range(rng.poisson(5 * objects)):
         x, y = rng.uniform(0, size, 2)
-        spot = canvas.polygon(
-            _outline(rng, x, y, rng.uniform(2.5, 7), wobble=0.3, squash=rng.uniform(0.6, 1))
-        )
+        spot = canvas.patch(x, y, rng.uniform(2.5, 7), wobble=0.3, squash=rng.uniform(0.6, 1))
         canvas.blend(spot * np.float32(rng.uniform(0.4, 0.8)), dark)
-    for _ in range(rng.poisson(2 * scenes.objects)):
+    for _ in range(rng.poisson(2 * objects)):
         x, y = rng.uniform(0.1, 0.9, 2) * size
-        glow = canvas.polygon(_outline(rng, x, y, rng.uniform(4, 9), wobble=0.2, squash=0.8))
+        glow = canvas.patch(x, y, rng.uniform(4, 9), wobble=0.2, squash=0.8)
         canvas.blend(glow * np.float32(0.5), np.array([0.95, 0.85, 0.6], dtype=np.float32))
     folds = canvas.texture(7, 4)
     canvas.colours *= 1 - 0.10 * np.exp(-((folds / 0.12) ** 2))
 
-    strokes: list[tuple[Field, float]] = []
-    trunks = max(1, round(rng.uniform(1.6, 3.4) * scenes.objects))
-    for _ in range(trunks):
+    strokes: list[Stroke] = []
+    for _ in range(max(1, round(rng.uniform(1.6, 3.4) * objects))):
         side = rng.integers(4)
         along = rng.uniform(0.1, 0.9) * size
         x, y = ((0, along), (size, along), (along, 0), (along, size))[side]
         heading = math.atan2(size / 2 - y, size / 2 - x) + rng.normal(0, 0.35)
-        _grow(rng, strokes, x, y, heading, rng.uniform(3.0, 4.8), size, depth=0)
-
-    def paint(pen: ImageDraw.ImageDraw, k: float) -> None:
-        for points, width in strokes:
-            fine = [tuple(p) for p in points * k]
-            pen.line(fine, fill=255, width=max(3, round(width * k)), joint="curve")
-
-    cover = canvas.brush(paint)
+        strokes += _branch(canvas, x, y, heading, rng.uniform(3.0, 4.8))
+    cover = canvas.lines(*strokes)
     canvas.mask[cover >= 0.45] = 1
     strength = np.clip(0.62 + 0.16 * canvas.texture(20), 0.3, 0.9).astype(np.float32)
     canvas.blend(cover * strength, dark)
-    canvas.colours *= canvas.light(0.25)
-    canvas.finish(blur=0.6, noise=0.05 * scenes.noise)
 
 
-def _grow(
-    rng: np.random.Generator,
-    strokes: list[tuple[Field, float]],
-    x: float,
-    y: float,
-    heading: float,
-    width: float,
-    size: int,
-    *,
-    depth: int,
-) -> None:
+def _branch(
+    canvas: Canvas, x: float, y: float, heading: float, width: float, depth: int = 0
+) -> Iterator[Stroke]:
     """One branch and those that leave it, thinner at every fork."""
-    bend = 0.0
+    rng, size, bend = canvas.rng, canvas.size, 0.0
     points = [(x, y)]
     for step in range(200):
         bend = 0.8 * bend + rng.normal(0, 0.06)
@@ -339,17 +303,17 @@ def _grow(
         if not (-4 <= x <= size + 4 and -4 <= y <= size + 4):
             break
         if len(points) % 4 == 0:
-            strokes.append((np.array(points, dtype=np.float32), width))
+            yield np.array(points, dtype=np.float32), width
             points = points[-1:]
             width *= 0.97
         if depth < 4 and step > 4 and width > 1.2 and rng.random() < 0.075:
             fork = rng.choice((-1, 1)) * rng.uniform(0.5, 1.0)
-            _grow(rng, strokes, x, y, heading + fork, width * 0.72, size, depth=depth + 1)
+            yield from _branch(canvas, x, y, heading + fork, width * 0.72, depth + 1)
             width *= 0.9
         if width < 0.9 or (depth > 1 and rng.random() < 0.02):
             break
     if len(points) > 1:
-        strokes.append((np.array(points, dtype=np.float32), width))
+        yield np.array(points, dtype=np.float32), width
 
 
 def _corners(kind: str, x: float, y: float, radius: float, turn: float) -> Field:
@@ -364,11 +328,12 @@ def _corners(kind: str, x: float, y: float, radius: float, turn: float) -> Field
     return points.astype(np.float32)
 
 
-def _object_colour(rng: np.random.Generator, ground: Field) -> Field:
-    """A colour that is neither the ground's nor a sign of the class."""
-    away = rng.standard_normal(3)
-    away *= rng.uniform(0.2, 0.4) / np.linalg.norm(away)
-    return np.clip(ground + away, 0.05, 0.95).astype(np.float32)
+def _surface(canvas: Canvas, ground: Field) -> Field:
+    """A colour that is neither the ground's nor a sign of the class, slightly uneven."""
+    away = canvas.rng.standard_normal(3)
+    away *= canvas.rng.uniform(0.2, 0.4) / np.linalg.norm(away)
+    colour = np.clip(ground + away, 0.05, 0.95).astype(np.float32)
+    return colour[:, None, None] + 0.05 * canvas.texture(9, 4)
 
 
 def _ground(canvas: Canvas) -> Field:
@@ -379,30 +344,26 @@ def _ground(canvas: Canvas) -> Field:
     return colour
 
 
-def _classes(canvas: Canvas, scenes: Scenes) -> None:
+def _classes(canvas: Canvas, objects: float) -> None:
     """Discs, squares, triangles, striped patches and, in some scenes, a tiny star."""
-    rng, size = canvas.rng, scenes.size
+    rng, size = canvas.rng, canvas.size
     ground = _ground(canvas)
-    amount = scenes.objects * (size / 128) ** 2
+    amount = objects * (size / 128) ** 2
     rows, columns = np.mgrid[:size, :size].astype(np.float32)
     kinds = list(rng.choice(("disc", "square", "triangle", "stripes"), 2 + rng.poisson(6 * amount)))
-    for _ in range(rng.poisson(3 * amount)):
-        kinds.append("smudge")
+    kinds += ["smudge"] * int(rng.poisson(3 * amount))
     rng.shuffle(kinds)
     kinds += ["star"] * int(rng.poisson(0.6 * amount))  # on top: a rare one must not be covered
     for kind in kinds:
         x, y = rng.uniform(0.04, 0.96, 2) * size
         turn = rng.uniform(0, 2 * np.pi)
-        colour = _object_colour(rng, ground)
-        surface = colour[:, None, None] + 0.05 * canvas.texture(9, 4)
+        surface = _surface(canvas, ground)
         if kind == "smudge":
-            edge = _outline(rng, x, y, rng.uniform(6, 14), wobble=0.5, squash=rng.uniform(0.5, 1))
-            canvas.blend(_blurred(canvas.polygon(edge)[None], 2.5)[0], surface)
+            spot = canvas.patch(x, y, rng.uniform(6, 14), wobble=0.5, squash=rng.uniform(0.5, 1))
+            canvas.blend(_blurred(spot[None], 2.5)[0], surface)
             continue
         if kind == "stripes":
-            cover = canvas.polygon(
-                _outline(rng, x, y, rng.uniform(9, 16), wobble=0.25, squash=rng.uniform(0.6, 1))
-            )
+            cover = canvas.patch(x, y, rng.uniform(9, 16), wobble=0.25, squash=rng.uniform(0.6, 1))
             wave = np.sin((columns * np.cos(turn) + rows * np.sin(turn)) * rng.uniform(1.0, 1.5))
             canvas.blend(cover * (0.5 + 0.5 * wave).astype(np.float32), surface)
         else:
@@ -410,60 +371,52 @@ def _classes(canvas: Canvas, scenes: Scenes) -> None:
             cover = canvas.polygon(_corners(kind, x, y, radius, turn))
             canvas.blend(cover, surface)
         canvas.mask[cover >= 0.5] = _CLASS_OF[kind]
-    canvas.colours *= canvas.light(0.22)
-    canvas.finish(blur=0.6, noise=0.05 * scenes.noise)
 
 
-def _void(canvas: Canvas, scenes: Scenes) -> None:
+def _void(canvas: Canvas, objects: float) -> None:
     """Discs, squares and triangles whose borders, and some patches, nobody labelled."""
-    rng, size = canvas.rng, scenes.size
+    rng, size = canvas.rng, canvas.size
     ground = _ground(canvas)
-    amount = scenes.objects * (size / 128) ** 2
+    amount = objects * (size / 128) ** 2
     void = np.zeros((size, size), dtype=bool)
     for _ in range(2 + rng.poisson(5 * amount)):
         kind = str(rng.choice(("disc", "square", "triangle")))
         x, y = rng.uniform(0.04, 0.96, 2) * size
         points = _corners(kind, x, y, rng.uniform(7, 17), rng.uniform(0, 2 * np.pi))
         cover = canvas.polygon(points)
-        canvas.blend(
-            cover, _object_colour(rng, ground)[:, None, None] + 0.05 * canvas.texture(9, 4)
-        )
-        closed = np.concatenate((points, points[:2]))
-        border = canvas.line(closed, 3)
+        canvas.blend(cover, _surface(canvas, ground))
+        border = canvas.lines((np.concatenate((points, points[:2])), 3))
         canvas.mask[cover >= 0.5] = _CLASS_OF[kind]
         void = (void & (cover < 0.5)) | (border >= 0.5)
     for _ in range(rng.poisson(0.5 * amount)):
         x, y = rng.uniform(0, size, 2)
-        patch = canvas.polygon(_outline(rng, x, y, rng.uniform(6, 12), wobble=0.4, squash=0.7))
-        void |= patch >= 0.5
+        void |= canvas.patch(x, y, rng.uniform(6, 12), wobble=0.4, squash=0.7) >= 0.5
     canvas.mask[void] = VOID
-    canvas.colours *= canvas.light(0.22)
-    canvas.finish(blur=0.8, noise=0.05 * scenes.noise)
 
 
-_CLASS_OF = {"disc": 1, "square": 2, "triangle": 3, "stripes": 4, "star": 5}
+_SHAPES = ("background", "disc", "square", "triangle", "stripes", "star")
+_CLASS_OF = {name: index for index, name in enumerate(_SHAPES)}
 
 
 @dataclass(frozen=True)
-class _Kind:
+class Kind:
+    """A kind of scenes: what they show, in words, their classes, background first, their optics."""
+
     paint: Painter
     about: str
     class_names: tuple[str, ...]
+    light: float
+    blur: float
+    noise: float = 0.05
     has_void: bool = False
 
 
+_SMALL, _THIN = "small bright blobs on textured ground", "thin branching vessels"
+_RARE = "shapes of five classes, the star tiny and rare"
+_UNLABELLED = "shapes of three classes with void borders and patches"
 _KINDS = {
-    "blobs": _Kind(_blobs, "small bright blobs on textured ground", ("background", "blob")),
-    "vessels": _Kind(_vessels, "thin branching vessels", ("background", "vessel")),
-    "classes": _Kind(
-        _classes,
-        "shapes of five classes, the star tiny and rare",
-        ("background", "disc", "square", "triangle", "stripes", "star"),
-    ),
-    "void": _Kind(
-        _void,
-        "shapes of three classes with void borders and patches",
-        ("background", "disc", "square", "triangle"),
-        has_void=True,
-    ),
+    "blobs": Kind(_blobs, _SMALL, ("background", "blob"), light=0.28, blur=0.7, noise=0.045),
+    "vessels": Kind(_vessels, _THIN, ("background", "vessel"), light=0.25, blur=0.6),
+    "classes": Kind(_classes, _RARE, _SHAPES, light=0.22, blur=0.6),
+    "void": Kind(_void, _UNLABELLED, _SHAPES[:4], light=0.22, blur=0.8, has_void=True),
 }

@@ -1,19 +1,15 @@
 """The check of a data set: everything that is in it and everything that is wrong with it."""
 
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
-
 from denseloss.data.errors import DataError
-from denseloss.data.images import MaskFacts
-from denseloss.data.samples import VOID, Findings, Sample
-from denseloss.tasks.segmentation.data import Progress, SegmentationData, percent, survey
-from denseloss.tasks.segmentation.labels import Labels, Mode, as_colours
+from denseloss.data.samples import VOID, Findings, Sample, evenly
+from denseloss.tasks.segmentation.data import SegmentationData, percent, survey
+from denseloss.tasks.segmentation.labels import Mode, Said
 from denseloss.tasks.segmentation.pictures import draw_overlays
-from denseloss.tasks.task import DataReport
+from denseloss.tasks.task import DataReport, Progress, Split
 
 _LISTED = 20
 _RARE = 0.005
@@ -42,9 +38,7 @@ class SegmentationReport(DataReport):
     @property
     def counts(self) -> dict[str, int]:
         """How many good samples each split has."""
-        if self.data is None:
-            return {"train": 0, "val": 0, "test": 0}
-        return {name: len(getattr(self.data, name)) for name in ("train", "val", "test")}
+        return {name: len(getattr(self.data, name, ())) for name in ("train", "val", "test")}
 
     @property
     def sizes(self) -> dict[tuple[int, int], int]:
@@ -63,26 +57,31 @@ class SegmentationReport(DataReport):
 
     def lines(self) -> list[str]:
         """The report in plain words, the verdict last."""
-        lines = [] if self.data is None else self.data.describe()
-        lines = [line for line in lines if not line.startswith("warning: ")]
+        lines: list[str] = []
         if self.data is not None:
+            lines += [line for line in self.data.describe() if not line.startswith("warning: ")]
             total = sum(self.counts.values())
-            for i, (name, n) in enumerate(
-                zip(self.data.class_names, self.class_images, strict=True)
-            ):
-                if n < total and i > 0:
-                    lines.append(f"class {i} {name}: in {n} of {total} masks")
-            lines.append(_empty_line(self.empty, total))
+            named = zip(self.data.class_names[1:], self.class_images[1:], strict=True)
+            lines += [
+                f"class {i} {name}: in {n} of {total} masks"
+                for i, (name, n) in enumerate(named, start=1)
+                if n < total
+            ]
+            shown = ", ".join(self.empty[:5]) + ", ..." * (len(self.empty) > 5)
+            lines.append(
+                f"empty masks (background only): {len(self.empty)} of {total}: {shown}"
+                if self.empty
+                else "empty masks: none"
+            )
         lines += [f"warning: {warning}" for warning in self.warnings]
         lines += [f"bad: {problem}" for problem in self.problems[:_LISTED]]
-        if len(self.problems) > _LISTED:
-            lines.append(f"bad: and {len(self.problems) - _LISTED} more")
+        n = len(self.problems)
+        if n > _LISTED:
+            lines.append(f"bad: and {n - _LISTED} more")
+        verdict = f"{n} problem{'s' * (n != 1)} to repair before training"
         if self.ok:
-            lines.append("verdict: good to train on" + (", see the warnings" * bool(self.warnings)))
-        else:
-            n = len(self.problems)
-            lines.append(f"verdict: {n} problem{'s' * (n != 1)} to repair before training")
-        return lines
+            verdict = "good to train on" + ", see the warnings" * bool(self.warnings)
+        return [*lines, f"verdict: {verdict}"]
 
     def draw(self, path: str | Path) -> Path:
         """Draw eight samples with their masks laid over, to a PNG; gives its path.
@@ -118,21 +117,21 @@ def check_data(
     findings = Findings(stop=False)
     shown = str(where or "synthetic:blobs")
     try:
-        data, masks = survey(
+        data = survey(
             where,
-            mode=mode,
-            classes=classes,
-            ignore_index=ignore_index,
-            seed=seed,
-            val_share=0.2,
+            Said(mode=mode, classes=classes, ignore_index=ignore_index),
+            Split(seed=seed),
             progress=progress,
             findings=findings,
             whole=True,
         )
     except DataError as error:
         return SegmentationReport(where=shown, data=None, problems=(*findings.problems, str(error)))
-    shares = _class_shares(data, masks)
-    samples = [s for s in (*data.train, *data.val, *data.test) if s.name in shares]
+    samples = [*data.train, *data.val, *data.test]
+    shares: dict[str, dict[int, float]] = {}
+    for sample in samples:
+        pixels = data.index_pixels(sample)
+        shares[sample.name] = {i: n / pixels.total() for i, n in pixels.items()}
     empty = tuple(s.name for s in samples if not set(shares[s.name]) - {0, VOID})
     images = tuple(sum(1 for s in samples if i in shares[s.name]) for i in range(data.num_classes))
     return SegmentationReport(
@@ -146,32 +145,6 @@ def check_data(
     )
 
 
-def _class_shares(
-    data: SegmentationData, masks: dict[Path, MaskFacts]
-) -> dict[str, dict[int, float]]:
-    shares = {}
-    facts = {m.path: m for m in as_colours(list(masks.values()))}
-    for sample in (*data.train, *data.val, *data.test):
-        if sample.mask is not None:
-            shares[sample.name] = _share_of(data.labels, facts[sample.mask].counts)
-        else:
-            _, mask = data.read(sample)
-            found, counts = torch.unique(mask, return_counts=True)
-            pixels = dict(zip(found.tolist(), counts.tolist(), strict=True))
-            shares[sample.name] = {i: n / mask.numel() for i, n in pixels.items()}
-    return shares
-
-
-def _share_of(labels: Labels, counts: dict[int, int]) -> dict[int, float]:
-    pixels: Counter[int] = Counter()
-    for value, n in counts.items():
-        index = labels.index_of(value)
-        if index is not None:
-            pixels[index] += n
-    total = sum(counts.values())
-    return {i: n / total for i, n in pixels.items()}
-
-
 def _warnings(data: SegmentationData, images: tuple[int, ...], empty: tuple[str, ...]) -> list[str]:
     warnings = []
     for i, (name, n) in enumerate(zip(data.class_names, images, strict=True)):
@@ -182,7 +155,7 @@ def _warnings(data: SegmentationData, images: tuple[int, ...], empty: tuple[str,
             warnings.append(f"class {i} {name} occurs in no training mask; it cannot be learnt")
         elif share < _RARE:
             warnings.append(
-                f"class {i} {name} is rare ({percent(share).strip()}): plain cross entropy and "
+                f"class {i} {name} is rare ({percent(share)}): plain cross entropy and "
                 "accuracy hardly see it; look at its own score, and compare Dice and focal losses"
             )
     total = len(data.train) + len(data.val) + len(data.test)
@@ -192,19 +165,12 @@ def _warnings(data: SegmentationData, images: tuple[int, ...], empty: tuple[str,
             "convention alone"
         )
     if data.void_share > 0.5:
-        warnings.append(f"{percent(data.void_share).strip()} of the pixels are void")
+        warnings.append(f"{percent(data.void_share)} of the pixels are void")
     if 0 < len(data.val) < 5:
         warnings.append(
             f"only {len(data.val)} validation images: differences between losses may be chance"
         )
     return warnings
-
-
-def _empty_line(empty: tuple[str, ...], total: int) -> str:
-    if not empty:
-        return "empty masks: none"
-    named = ", ".join(empty[:5]) + (", ..." if len(empty) > 5 else "")
-    return f"empty masks (background only): {len(empty)} of {total}: {named}"
 
 
 def _telling(
@@ -215,12 +181,10 @@ def _telling(
     wanted = sorted(range(1, data.num_classes), key=lambda i: data.class_share[i])
     chosen: list[Sample] = []
     for index in [*wanted, VOID]:
-        if any(index in shares.get(s.name, {}) for s in chosen) or len(chosen) == count:
-            continue
-        best = max(samples, key=lambda s: shares.get(s.name, {}).get(index, 0.0))
-        if index in shares.get(best.name, {}):
+        best = max(samples, key=lambda s: shares[s.name].get(index, 0.0))
+        shown = any(index in shares[s.name] for s in chosen)
+        if not shown and index in shares[best.name] and len(chosen) < count:
             chosen.append(best)
     left = [s for s in samples if s not in chosen]
-    missing = min(count - len(chosen), len(left))
-    chosen += [left[round(i * (len(left) - 1) / max(missing - 1, 1))] for i in range(missing)]
+    chosen += [left[i] for i in evenly(count - len(chosen), of=len(left))]
     return sorted(dict.fromkeys(chosen), key=samples.index)

@@ -23,10 +23,9 @@ class SegmentationCriterion(Criterion):
     """The terms of a loss, each fed what it takes from class maps with void pixels.
 
     On a binary task the network has one channel. A loss of exclusive classes is then taken in its
-    `binary_` form; where it has none, or where that lacks an option that is set, it gets the
-    logits of two classes, 0 for the background and z for the foreground, whose softmax is the
-    sigmoid of z. On a multiclass task a loss of independent channels gets one mask per class.
-    Void pixels count nothing in any of them.
+    `binary_` form. Where there is none with the options that are set, it gets the logits of two
+    classes, 0 and z, whose softmax is the sigmoid of z. On a multiclass task a loss of independent
+    channels gets one mask per class. Void pixels count nothing in any of them.
 
     It is called with logits [n c h w], the largest first, which are all brought to the labels'
     size, and a batch: `image` as the network got it, normalised, and `mask`, class indices
@@ -68,28 +67,27 @@ class SegmentationCriterion(Criterion):
             return Images(), loss
         if needs == ("Logits", "ClassMap"):
             return (_classes(loss), loss) if self.mode == "multiclass" else self._binary(loss)
-        if needs in (("Logits", "Masks"), ("Scores", "Quality")):
-            if self.mode == "multiclass":
-                self._note(
-                    f"{self.num_outputs} exclusive classes: {_written(loss)} gets one mask "
-                    "per class; the prediction is the class with the highest logit"
-                )
-            return _masks(loss), loss
-        raise InputError(not_yielded(name, needs, "segmentation"))
+        if needs not in (("Logits", "Masks"), ("Scores", "Quality")):
+            raise InputError(not_yielded(name, needs, "segmentation"))
+        if self.mode == "multiclass":
+            self.notes += (
+                f"{self.num_outputs} exclusive classes: {_written(loss)} gets one mask per class; "
+                "the prediction is the class with the highest logit",
+            )
+        return _masks(loss), loss
 
     def _binary(self, loss: LossModule) -> tuple[Feed, LossModule]:
         twin = _binary_form(loss)
-        if isinstance(twin, LossModule):
-            self._note(
-                f"binary task: {_written(loss)} is taken as {_written(twin)}"
-                f"{_other_defaults(loss, twin)}"
-            )
-            return _masks(twin), twin
-        self._note(f"binary task: {_written(loss)} {twin}; it gets two classes, logits 0 and z")
-        return _classes(loss), loss
+        note = f"binary task: {_written(loss)} "
+        if isinstance(twin, str):
+            self.notes += (f"{note}{twin}; it gets two classes, logits 0 and z",)
+            return _classes(loss), loss
+        self.notes += (f"{note}is taken as {_written(twin)}{_other_defaults(loss, twin)}",)
+        return _masks(twin), twin
 
-    def _note(self, note: str) -> None:
-        self.notes = (*self.notes, note)
+
+Fed = tuple[Sequence[Tensor], Tensor, dict[str, Any]]
+"""Logits, the truth, and options."""
 
 
 @dataclass(frozen=True)
@@ -99,9 +97,7 @@ class Classes:
     ignored: int | None
     """A class that the user ignores, which is void, too."""
 
-    def __call__(
-        self, outputs: Sequence[Tensor], batch: Batch
-    ) -> tuple[Sequence[Tensor], Tensor, dict[str, Any]]:
+    def __call__(self, outputs: Sequence[Tensor], batch: Batch) -> Fed:
         """Return the class maps; void pixels are ignored."""
         classes = batch["mask"]
         if self.ignored is not None:
@@ -116,9 +112,7 @@ class Masks:
     void_value: bool
     """Whether void is a value of the mask; otherwise its weight is 0."""
 
-    def __call__(
-        self, outputs: Sequence[Tensor], batch: Batch
-    ) -> tuple[Sequence[Tensor], Tensor, dict[str, Any]]:
+    def __call__(self, outputs: Sequence[Tensor], batch: Batch) -> Fed:
         """Return the masks; void pixels do not count."""
         masks = as_masks(batch["mask"], channels=outputs[0].shape[1])
         if self.void_value:
@@ -131,9 +125,7 @@ class Masks:
 class Images:
     """The image, for losses that look at it instead of labels; void pixels count like all."""
 
-    def __call__(
-        self, outputs: Sequence[Tensor], batch: Batch
-    ) -> tuple[Sequence[Tensor], Tensor, dict[str, Any]]:
+    def __call__(self, outputs: Sequence[Tensor], batch: Batch) -> Fed:
         """Return the image, intensities 0 to 255."""
         return _as_classes(outputs), denormalise(batch["image"]).float(), {}
 
@@ -182,9 +174,7 @@ def _binary_form(module: LossModule) -> LossModule | str:
     if form is None:
         return "has no binary form"
     given = {key: value for key, value in _given(module).items() if key != "ignore_index"}
-    known = inspect.signature(form).parameters
-    missing = [key for key in given if key not in known]
-    if missing:
+    if missing := [key for key in given if key not in _options(form)]:
         return f"has no binary form with {', '.join(missing)}"
     try:
         return form(**given)
@@ -194,22 +184,26 @@ def _binary_form(module: LossModule) -> LossModule | str:
 
 def _other_defaults(module: LossModule, twin: LossModule) -> str:
     """Return the options that nobody gave and that the binary form sets otherwise."""
-    before = inspect.signature(type(module)).parameters
-    given = {*_given(module), "ignore_index"}
+    before, given = _options(type(module)), {*_given(module), "ignore_index"}
     other = [
-        f"{name}={parameter.default!r}"
-        for name, parameter in inspect.signature(type(twin)).parameters.items()
-        if name in before and name not in given and parameter.default != before[name].default
+        f"{name}={default!r}"
+        for name, default in _options(type(twin)).items()
+        if name in before and name not in given and default != before[name]
     ]
     return f", whose default is {', '.join(other)}" if other else ""
+
+
+def _options(loss: type[LossModule]) -> dict[str, Any]:
+    """Return the options with their defaults."""
+    return {name: each.default for name, each in inspect.signature(loss).parameters.items()}
 
 
 def _given(module: LossModule) -> dict[str, Any]:
     """Return the options that differ from their defaults."""
     given = {}
-    for name, parameter in inspect.signature(type(module)).parameters.items():
+    for name, default in _options(type(module)).items():
         value = getattr(module, name)
-        if isinstance(value, Tensor) or value != parameter.default:
+        if isinstance(value, Tensor) or value != default:
             given[name] = value
     return given
 

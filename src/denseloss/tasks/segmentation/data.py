@@ -3,15 +3,13 @@
 import hashlib
 import os
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TypeVar
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from denseloss.data.errors import DataError
@@ -29,9 +27,10 @@ from denseloss.data.images import (
 from denseloss.data.samples import VOID, Findings, Sample
 from denseloss.data.synthetic import Scenes
 from denseloss.tasks.segmentation.folders import Layout, find_pairs
-from denseloss.tasks.segmentation.labels import Labels, Mode, as_colours, decide_labels
+from denseloss.tasks.segmentation.labels import Labels, Mode, Said, as_colours, decide_labels
+from denseloss.tasks.task import Progress, Split
 
-Progress = Callable[[Iterable[Any]], Iterable[Any]]
+T = TypeVar("T")
 
 _SPLIT_NAMES = {"val": "validation", "test": "a held-out split"}
 
@@ -55,8 +54,8 @@ class SegmentationData:
         warnings: What the user should look at.
         window: The deep (16 bit, float) image values that become 0 and 255.
         scenes: What draws the samples when they are synthetic.
-        pixels: How many pixels of each class a sample's mask has, by the sample's name, as far as
-            the masks were looked at when the data was opened.
+        pixels: How many pixels of each class and of `VOID` a mask has, by the sample's name, as far
+            as the masks were looked at when the data was opened.
     """
 
     name: str
@@ -73,7 +72,7 @@ class SegmentationData:
     warnings: tuple[str, ...] = ()
     window: Window | None = None
     scenes: Scenes | None = field(default=None, repr=False)
-    pixels: Mapping[str, tuple[int, ...]] = field(default_factory=dict, repr=False)
+    pixels: Mapping[str, Counter[int]] = field(default_factory=dict, repr=False)
 
     @property
     def mode(self) -> Mode:
@@ -110,12 +109,13 @@ class SegmentationData:
         """
         if sample.image is None or sample.mask is None:
             return self._drawn(sample)
-        mask = self._decoded(sample.mask)
-        size = (mask.shape[1], mask.shape[0])
-        image = read_image(sample.image, window=self.window, size=size)
+        mask = self.mask(sample)
+        height, width = mask.shape
+        image = read_image(sample.image, window=self.window, size=(width, height))
         if image.shape[:2] != mask.shape:
-            raise DataError(_sizes_differ(sample.image, image.shape[1::-1], sample.mask, size))
-        return torch.from_numpy(image).permute(2, 0, 1).contiguous(), torch.from_numpy(mask)
+            size = image.shape[1::-1]
+            raise DataError(_sizes_differ(sample.image, size, sample.mask, (width, height)))
+        return torch.from_numpy(image).permute(2, 0, 1).contiguous(), mask
 
     def mask(self, sample: Sample) -> Tensor:
         """The class indices alone, as `read` gives them: the image's file is not opened.
@@ -123,9 +123,14 @@ class SegmentationData:
         Raises:
             DataError: As `read`, of the mask.
         """
-        if sample.image is None or sample.mask is None:
+        if sample.mask is None:
             return self._drawn(sample)[1]
-        return torch.from_numpy(self._decoded(sample.mask))
+        raw, colour = read_mask(sample.mask)
+        return torch.from_numpy(self.labels.decode(raw, colour=colour, path=sample.mask))
+
+    def index_pixels(self, sample: Sample) -> Counter[int]:
+        """As `class_pixels`, by the index of the class, and of `VOID`."""
+        return self.pixels[sample.name] if sample.name in self.pixels else _count(self.mask(sample))
 
     def class_pixels(self, sample: Sample) -> tuple[int, ...]:
         """How many pixels of each class a sample's mask has; void is none.
@@ -133,19 +138,13 @@ class SegmentationData:
         Raises:
             DataError: As `read`, of the mask.
         """
-        if sample.name not in self.pixels:
-            counts = torch.bincount(self.mask(sample).flatten(), minlength=VOID + 1)
-            return tuple(counts[: self.num_classes].tolist())
-        return self.pixels[sample.name]
+        pixels = self.index_pixels(sample)
+        return tuple(pixels[i] for i in range(self.num_classes))
 
     def _drawn(self, sample: Sample) -> tuple[Tensor, Tensor]:
         if self.scenes is None:
             raise DataError(f"{sample.name}: is no sample of {self.source}")
         return self.scenes.draw(sample.name)
-
-    def _decoded(self, path: Path) -> NDArray[np.uint8]:
-        raw, colour = read_mask(path)
-        return self.labels.decode(raw, colour=colour, path=path)
 
     def describe(self) -> list[str]:
         """What was found, in plain words, one thing on a line."""
@@ -153,50 +152,44 @@ class SegmentationData:
         lines = [
             f"data: {self.source}",
             f"images: {len(self.train)} train, {len(self.val)} val, {len(self.test)} test; "
-            f"{describe_sizes(self.sizes)}",
+            f"{_described(self.sizes)}",
             f"split: {self.split_note}",
         ]
         if self.mode == "binary":
-            low, high = (spell(v) for v in self.values)
-            low, high = (
-                (low, high)
-                if self.labels.threshold is None
-                else (f"below {self.labels.threshold}", f"{self.labels.threshold} and above")
-            )
-            what = f"binary: mask value {low} is {self.class_names[0]}, "
-            lines.append(f"task: {what}{high} is {self.class_names[1]}")
+            low, high = (spell(value) for value in self.values)
+            if (limit := self.labels.threshold) is not None:
+                low, high = f"below {limit}", f"{limit} and above"
+            background, foreground = self.class_names
+            lines.append(f"task: binary: mask value {low} is {background}, {high} is {foreground}")
         else:
             lines.append(f"task: {self.num_classes} exclusive classes")
         width = max(len(name) for name in self.class_names)
-        for i, (name, share) in enumerate(zip(self.class_names, self.class_share, strict=True)):
-            lines.append(f"  class {i}  {name:<{width}}  {percent(share)} of the train pixels")
-        if self.ignore_value is None:
-            lines.append("void: none")
-        else:
-            lines.append(
-                f"void: mask value {spell(self.ignore_value)}, "
-                f"{percent(self.void_share).strip()} of the train pixels"
-            )
+        lines += [
+            f"  class {i}  {name:<{width}}  {percent(share):>8} of the train pixels"
+            for i, (name, share) in enumerate(zip(self.class_names, self.class_share, strict=True))
+        ]
+        void = "none"
+        if self.ignore_value is not None:
+            shown = percent(self.void_share)
+            void = f"mask value {spell(self.ignore_value)}, {shown} of the train pixels"
+        lines.append(f"void: {void}")
         lines += [f"note: {note}" for note in self.notes]
-        lines += [f"warning: {warning}" for warning in self.warnings]
-        return lines
+        return lines + [f"warning: {warning}" for warning in self.warnings]
 
 
 def percent(share: float) -> str:
     """A share with as many digits as a rare class needs."""
     value = 100 * share
     digits = 1 if value >= 10 or value == 0 else 2 if value >= 0.1 else 3 if value >= 0.01 else 4
-    return f"{value:.{digits}f} %".rjust(8)
+    return f"{value:.{digits}f} %"
 
 
-def describe_sizes(sizes: dict[tuple[int, int], int]) -> str:
-    """One size, or the range of sizes."""
+def _described(sizes: dict[tuple[int, int], int]) -> str:
     if not sizes:
         return "no size"
-    if len(sizes) == 1:
-        ((width, height),) = sizes
-        return f"all {width}x{height}"
     widths, heights = zip(*sizes, strict=True)
+    if len(sizes) == 1:
+        return f"all {widths[0]}x{heights[0]}"
     return (
         f"{len(sizes)} sizes, {min(widths)} to {max(widths)} wide and "
         f"{min(heights)} to {max(heights)} high"
@@ -239,163 +232,132 @@ def open_data(
     Raises:
         DataError: On the first bad file.
     """
-    data, _ = survey(
+    return survey(
         where,
-        mode=mode,
-        classes=classes,
-        ignore_index=ignore_index,
-        seed=seed,
-        val_share=val_share,
-        test_share=test_share,
+        Said(mode=mode, classes=classes, ignore_index=ignore_index),
+        Split(seed=seed, val_share=val_share, test_share=test_share),
         progress=progress,
         findings=Findings(stop=True),
         whole=False,
     )
-    return data
 
 
 def survey(
     where: str | Path | None,
+    said: Said,
+    split: Split,
     *,
-    mode: Mode | None,
-    classes: int | Sequence[str] | None,
-    ignore_index: int | None,
-    seed: int,
-    val_share: float,
-    test_share: float = 0.0,
     progress: Progress | None,
     findings: Findings,
     whole: bool,
-) -> tuple[SegmentationData, dict[Path, MaskFacts]]:
+) -> SegmentationData:
     """Open a data set and tell what is bad in it; `whole` decodes every image, too."""
     if where is None or str(where).startswith("synthetic:"):
-        return _synthetic(str(where or "synthetic:blobs"), mode, classes, ignore_index), {}
+        return _synthetic(str(where or "synthetic:blobs"), said)
     root = Path(where).expanduser()
     layout = find_pairs(root, findings)
     samples = [sample for group in layout.splits.values() for sample in group]
     if not samples:
         raise DataError(f"{root}: no image has a mask; see `denseloss check {root}`")
     seen = list(_look_at_all(samples, progress, findings, whole=whole))
-    images = {s: image for s, image, _ in seen}
-    masks = {s: mask for s, _, mask in seen}
-    _check_sizes(images, masks, findings)
-    good = [m for s, m in masks.items() if s.mask not in findings.bad]
+    masks = {sample: mask for sample, _, mask in seen}
+    for _, image, mask in seen:
+        if image.size != mask.size and oriented_size(image.path) != mask.size:
+            text = _sizes_differ(image.path, image.size, mask.path, mask.size)
+            findings.problem(text, image.path, mask.path)
+    good = [m for m in masks.values() if m.path not in findings.bad]
     if not good:
         raise DataError(f"{root}: no readable pair of image and mask; see `denseloss check {root}`")
-    labels = decide_labels(
-        good,
-        mode=mode,
-        classes=classes,
-        ignore_index=ignore_index,
-        voc=layout.voc,
-        findings=findings,
-    )
-    for split, group in layout.splits.items():
-        layout.splits[split] = [
+    labels = decide_labels(good, said, voc=layout.voc, findings=findings)
+    for name, group in layout.splits.items():
+        layout.splits[name] = [
             s for s in group if s in masks and not {s.image, s.mask} & findings.bad
         ]
-    train, val, test, note = _split(layout, seed=seed, val_share=val_share, test_share=test_share)
-    window = deep_window([i.deep_range for i in images.values() if i.deep_range is not None])
+    train, val, test, note = _split(layout, split)
+    kept = [*train, *val, *test]
+    facts = as_colours([masks[s] for s in kept])
+    pixels = {s.name: labels.count(mask) for s, mask in zip(kept, facts, strict=True)}
+    void_share, class_share = _shares([pixels[s.name] for s in train], len(labels.names))
     notes = [*layout.notes, *labels.notes]
+    deep = [(image.mode, image.deep_range) for _, image, _ in seen if image.deep_range is not None]
+    window = deep_window([values for _, values in deep])
     if window is not None:
-        modes = sorted({i.mode for i in images.values() if i.deep_range is not None})
+        low, high = window
         notes.append(
-            f"images of more than 8 bits ({', '.join(modes)}): values {window[0]:g} to "
-            f"{window[1]:g} become 0 to 255 in every image"
+            f"images of more than 8 bits ({', '.join(sorted(dict(deep)))}): values {low:g} to "
+            f"{high:g} become 0 to 255 in every image"
         )
-    counted = as_colours([masks[s] for s in train])
-    void_share, class_share = _shares(labels, counted)
-    data = SegmentationData(
+    return SegmentationData(
         name=root.resolve().name,
         source=layout.kind,
         train=train,
         val=val,
         test=test,
         labels=labels,
-        sizes=dict(Counter(masks[s].size for s in (*train, *val, *test))),
+        sizes=dict(Counter(mask.size for mask in facts)),
         void_share=void_share,
         class_share=class_share,
         split_note=note,
         notes=tuple(notes),
         warnings=(*layout.warnings, *labels.warnings),
         window=window,
-        pixels=_class_pixels(labels, {s.name: masks[s] for s in (*train, *val, *test)}),
+        pixels=pixels,
     )
-    return data, {m.path: m for m in masks.values()}
 
 
 def _look_at_all(
     samples: list[Sample], progress: Progress | None, findings: Findings, *, whole: bool
 ) -> Iterator[tuple[Sample, ImageFacts, MaskFacts]]:
     def look(sample: Sample) -> tuple[ImageFacts | DataError, MaskFacts | DataError]:
-        assert sample.image is not None
-        assert sample.mask is not None
-        image: ImageFacts | DataError
-        mask: MaskFacts | DataError
-        try:
-            image = look_at_image(sample.image, whole=whole)
-        except DataError as error:
-            image = error
-        try:
-            mask = look_at_mask(sample.mask)
-        except DataError as error:
-            mask = error
-        return image, mask
+        image, mask = _files(sample)
+        return (
+            _or_error(lambda: look_at_image(image, whole=whole)),
+            _or_error(lambda: look_at_mask(mask)),
+        )
 
     # Decoders release the interpreter lock, so threads are enough.
     pool = ThreadPoolExecutor(max_workers=min(8, os.cpu_count() or 1))
     try:
         looked_at = progress(samples) if progress else samples
         for sample, (image, mask) in zip(looked_at, pool.map(look, samples), strict=True):
-            files = [p for p in (sample.image, sample.mask) if p is not None]
             for found in (image, mask):
                 if isinstance(found, DataError):
-                    findings.problem(str(found), *files)
+                    findings.problem(str(found), *_files(sample))
             if not isinstance(image, DataError) and not isinstance(mask, DataError):
                 yield sample, image, mask
     finally:
         pool.shutdown(cancel_futures=True)
 
 
-def _check_sizes(
-    images: dict[Sample, ImageFacts], masks: dict[Sample, MaskFacts], findings: Findings
-) -> None:
-    for sample, image in images.items():
-        mask = masks[sample]
-        if image.size != mask.size and oriented_size(image.path) != mask.size:
-            findings.problem(
-                _sizes_differ(image.path, image.size, mask.path, mask.size), image.path, mask.path
-            )
+def _files(sample: Sample) -> tuple[Path, Path]:
+    assert sample.image is not None
+    assert sample.mask is not None
+    return sample.image, sample.mask
 
 
-def _class_pixels(labels: Labels, masks: dict[str, MaskFacts]) -> dict[str, tuple[int, ...]]:
-    found = {}
-    for name, mask in zip(masks, as_colours(list(masks.values())), strict=True):
-        pixels: Counter[int | None] = Counter()
-        for value, n in mask.counts.items():
-            pixels[labels.index_of(value)] += n
-        found[name] = tuple(pixels[i] for i in range(len(labels.names)))
-    return found
+def _or_error(look: Callable[[], T]) -> T | DataError:
+    try:
+        return look()
+    except DataError as error:
+        return error
 
 
-def _shares(labels: Labels, masks: list[MaskFacts]) -> tuple[float, tuple[float, ...]]:
-    pixels: Counter[int | None] = Counter()
-    for mask in masks:
-        for value, n in mask.counts.items():
-            pixels[labels.index_of(value)] += n
-    return shares_of(pixels, len(labels.names))
+def _count(mask: Tensor) -> Counter[int]:
+    counts = torch.bincount(mask.flatten(), minlength=VOID + 1)
+    return Counter({i: n for i, n in enumerate(counts.tolist()) if n})
 
 
-def shares_of(pixels: Counter[int | None], num_classes: int) -> tuple[float, tuple[float, ...]]:
+def _shares(pixels: list[Counter[int]], classes: int) -> tuple[float, tuple[float, ...]]:
     """The share of void in all pixels, and of each class in the pixels that are not void."""
-    counts = [pixels[i] for i in range(num_classes)]
-    known, total = sum(counts), sum(counts) + pixels[VOID]
-    return pixels[VOID] / max(total, 1), tuple(n / max(known, 1) for n in counts)
+    counts = [sum(each[i] for each in pixels) for i in range(classes)]
+    known, void = sum(counts), sum(each[VOID] for each in pixels)
+    return void / max(known + void, 1), tuple(n / max(known, 1) for n in counts)
 
 
 def _split(
-    layout: Layout, *, seed: int, val_share: float, test_share: float
+    layout: Layout, split: Split
 ) -> tuple[tuple[Sample, ...], tuple[Sample, ...], tuple[Sample, ...], str]:
+    val_share, test_share = split.val_share, split.test_share
     if not 0 < val_share < 1:
         raise DataError(f"val_share {val_share:g}: the validation share lies between 0 and 1")
     if not 0 <= test_share < 1 - val_share:
@@ -420,23 +382,21 @@ def _split(
             f"{' and '.join(_SPLIT_NAMES[name] for name in shares)} need at least "
             f"{1 + len(shares)}"
         )
-    if not shares:
-        return tuple(train), tuple(val), tuple(test), "as in the folder"
-    train, drawn = _drawn_split(train, seed=seed, shares=shares)
-    lacks = (
-        "no split" if None in groups else " and ".join(f"no {name}" for name in shares) + " split"
-    )
-    counts = " / ".join(f"{len(group)} {name}" for name, group in drawn.items())
-    note = f"{lacks} in the folder: {len(train)} train / {counts} by seed {seed}"
-    return tuple(train), tuple(drawn.get("val", val)), tuple(drawn.get("test", test)), note
+    note = "as in the folder"
+    if shares:
+        train, drawn = _drawn_split(train, seed=split.seed, shares=shares)
+        val, test = drawn.get("val", val), drawn.get("test", test)
+        lacks = "no split" if None in groups else f"no {' and no '.join(shares)} split"
+        counts = " / ".join(f"{len(group)} {name}" for name, group in drawn.items())
+        note = f"{lacks} in the folder: {len(train)} train / {counts} by seed {split.seed}"
+    return tuple(train), tuple(val), tuple(test), note
 
 
 def _drawn_split(
     samples: list[Sample], *, seed: int, shares: dict[str, float]
 ) -> tuple[list[Sample], dict[str, list[Sample]]]:
-    # By a digest of each name: the same on every machine and in every order of listing, and an
-    # image added later moves few others. Validation images are drawn first, so that they are the
-    # same with a held-out split and without.
+    # By a digest of each name: the same on every machine, and a new image moves few others.
+    # Validation images are drawn first: a held-out split does not change them.
     def digest(sample: Sample) -> bytes:
         return hashlib.blake2b(f"{seed}/{sample.name}".encode(), digest_size=16).digest()
 
@@ -452,48 +412,39 @@ def _drawn_split(
     return [s for s in samples if s not in taken], drawn
 
 
-def _synthetic(
-    where: str, mode: Mode | None, classes: int | Sequence[str] | None, ignore_index: int | None
-) -> SegmentationData:
+def _synthetic(where: str, said: Said) -> SegmentationData:
     scenes = Scenes.parse(where)
-    count = classes if isinstance(classes, int) else len(classes or scenes.class_names)
-    if count is not None and count != len(scenes.class_names):
+    own = scenes.kind.class_names
+    if said.count not in (None, len(own)):
         raise DataError(
-            f"{where}: has {len(scenes.class_names)} classes, --classes says {count}; leave it out"
+            f"{where}: has {len(own)} classes, --classes says {said.count}; leave it out"
         )
-    if mode == "binary" and len(scenes.class_names) != 2:
-        raise DataError(f"{where}: has {len(scenes.class_names)} classes, it is not binary")
-    if ignore_index not in (None, VOID):
+    if said.mode == "binary" and len(own) != 2:
+        raise DataError(f"{where}: has {len(own)} classes, it is not binary")
+    if said.ignore_index not in (None, VOID):
         raise DataError(f"{where}: its void value is {VOID}; leave --ignore-index out")
-    names = scenes.class_names if classes is None or isinstance(classes, int) else tuple(classes)
     samples = tuple(Sample(name, None, None) for name in scenes.sample_names)
     train_n = max(1, round(len(samples) * 2 / 3))
     val_n = max(1, (len(samples) - train_n + 1) // 2)
-    train, val = samples[:train_n], samples[train_n : train_n + val_n]
-    pixels: Counter[int | None] = Counter()
-    looked_at = train[:64]
-    for sample in looked_at:
-        _, mask = scenes.draw(sample.name)
-        for index, n in enumerate(torch.bincount(mask.flatten(), minlength=256).tolist()):
-            pixels[index] += n
-    void_share, class_share = shares_of(pixels, len(names))
+    looked_at = [_count(scenes.draw(sample.name)[1]) for sample in samples[: min(train_n, 64)]]
+    void_share, class_share = _shares(looked_at, len(own))
     note = "the shares are those of the first 64 scenes"
     return SegmentationData(
         name=scenes.name,
-        source=f"{scenes}: {scenes.about}",
-        train=train,
-        val=val,
+        source=f"{scenes}: {scenes.kind.about}",
+        train=samples[:train_n],
+        val=samples[train_n : train_n + val_n],
         test=samples[train_n + val_n :],
         labels=Labels(
-            mode=mode or ("binary" if len(names) == 2 else "multiclass"),
-            names=names,
-            values=tuple(range(len(names))),
-            ignore_value=VOID if scenes.has_void else None,
+            mode=said.mode or ("binary" if len(own) == 2 else "multiclass"),
+            names=said.names or own,
+            values=tuple(range(len(own))),
+            ignore_value=VOID if scenes.kind.has_void else None,
         ),
         sizes={(scenes.size, scenes.size): len(samples)},
         void_share=void_share,
         class_share=class_share,
         split_note="fixed: the first two thirds train",
-        notes=(note,) if len(looked_at) < len(train) else (),
+        notes=(note,) if len(looked_at) < train_n else (),
         scenes=scenes,
     )

@@ -4,6 +4,7 @@ import math
 from collections.abc import Sequence
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.data import Dataset
 from torchvision.transforms.v2 import functional as transforms
@@ -21,9 +22,9 @@ class SegmentationDataset(Dataset[dict[str, Tensor | int]]):
 
     For training an item is a square: a random part of the image at a random scale of 0.8 to 1.25,
     flipped both ways at random, its brightness, contrast and saturation a little changed. What an
-    image lacks to the square is padded and void. How sample `i` is augmented in epoch `e` depends
-    on `(seed, e, i)` alone, not on workers, order or what was drawn before, and the global random
-    state is not touched. Otherwise an item is the whole image, as it is.
+    image lacks to the square is padded and void. The augmentation of sample `i` in epoch `e`
+    depends on `(seed, e, i)` alone; the global random state is not touched. Otherwise an item is
+    the whole image, as it is.
 
     Args:
         data: Where the samples come from.
@@ -76,11 +77,9 @@ class SegmentationDataset(Dataset[dict[str, Tensor | int]]):
         index %= len(self)
         image, mask = self.data.read(self.samples[index])
         if self.train:
-            image, mask = augment(image, mask, self.size, self._generator(index))
+            generator = torch.Generator().manual_seed(mixed(self.seed, self.epoch, index))
+            image, mask = augment(image, mask, self.size, generator)
         return {"image": normalise(image), "mask": mask.to(torch.int64), "index": index}
-
-    def _generator(self, index: int) -> torch.Generator:
-        return torch.Generator().manual_seed(mixed(self.seed, self.epoch, index))
 
 
 def augment(
@@ -100,20 +99,15 @@ def augment(
     height, width = mask.shape
     # Never so large that an image which could fill the square is padded.
     side = max(1, min(round(size / scale), max(size, min(height, width))))
-    top = _start(down, height, side)
-    left = _start(across, width, side)
-    image = image[:, max(top, 0) : top + side, max(left, 0) : left + side]
-    mask = mask[max(top, 0) : top + side, max(left, 0) : left + side]
-    image, mask = _resize(image, mask, size / side)
+    top, left = _start(down, height, side), _start(across, width, side)
+    part = slice(max(top, 0), top + side), slice(max(left, 0), left + side)
+    image, mask = _resize(image[:, *part], mask[part], size / side)
     image = transforms.adjust_brightness(image, brightness)
     image = _change_contrast(image, contrast)
     image = transforms.adjust_saturation(image, saturation)
     image, mask = _place(image, mask, size, round(-top * size / side), round(-left * size / side))
-    if flip_x:
-        image, mask = image.flip(-1), mask.flip(-1)
-    if flip_y:
-        image, mask = image.flip(-2), mask.flip(-2)
-    return image.contiguous(), mask.contiguous()
+    flipped = [axis for axis, flip in ((-1, flip_x), (-2, flip_y)) if flip]
+    return image.flip(flipped).contiguous(), mask.flip(flipped).contiguous()
 
 
 def _change_contrast(image: Tensor, factor: float) -> Tensor:
@@ -137,23 +131,20 @@ def _resize(image: Tensor, mask: Tensor, factor: float) -> tuple[Tensor, Tensor]
         return image, mask
     image = transforms.resize(image, [height, width], antialias=True)
     # "nearest-exact" keeps mask and image in register; plain "nearest" moves it by half a pixel.
-    whole = torch.nn.functional.interpolate(
-        mask[None, None], size=(height, width), mode="nearest-exact"
-    )
-    return image, whole[0, 0]
+    resized = F.interpolate(mask[None, None], size=(height, width), mode="nearest-exact")
+    return image, resized[0, 0]
 
 
 def _place(image: Tensor, mask: Tensor, size: int, top: int, left: int) -> tuple[Tensor, Tensor]:
     """Put a part into the square, the rest grey (near 0 once normalised) and void."""
-    height, width = mask.shape
-    if (height, width) == (size, size):
+    height, width = (min(side, size) for side in mask.shape)
+    if tuple(mask.shape) == (size, size):
         return image, mask
-    top = max(0, min(top, size - height))
-    left = max(0, min(left, size - width))
+    top, left = max(0, min(top, size - height)), max(0, min(left, size - width))
+    part = slice(top, top + height), slice(left, left + width)
     grey = torch.tensor([round(255 * mean) for mean in MEAN], dtype=torch.uint8)
     square = grey.view(3, 1, 1).repeat(1, size, size)
     labels = torch.full((size, size), VOID, dtype=torch.uint8)
-    height, width = min(height, size), min(width, size)
-    square[:, top : top + height, left : left + width] = image[:, :height, :width]
-    labels[top : top + height, left : left + width] = mask[:height, :width]
+    square[:, *part] = image[:, :height, :width]
+    labels[part] = mask[:height, :width]
     return square, labels

@@ -2,8 +2,8 @@
 
 import re
 from collections import defaultdict
-from collections.abc import Iterable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Sized
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from denseloss.data.errors import DataError
@@ -38,6 +38,10 @@ class Layout:
     warnings: list[str] = field(default_factory=list)
     voc: bool = False
 
+    def leave_out(self, split: Split, images: Sized) -> None:
+        """Note that the images of a split have no masks."""
+        self.notes.append(f"{split}: {len(images)} images without masks, left out")
+
 
 def find_pairs(root: Path, findings: Findings) -> Layout:
     """Look at a folder and pair its images with its masks."""
@@ -47,7 +51,9 @@ def find_pairs(root: Path, findings: Findings) -> Layout:
         raise DataError(f"{root}: is a file; give the folder that holds the images and the masks")
     outer = root
     for _ in range(4):
-        layout = _voc(root, findings) or _beside(root, findings) or _mixed(root, findings)
+        layout = _voc(root, findings) or _beside(root, findings)
+        if layout is None and (samples := _pair_mixed(root, findings)) is not None:
+            layout = Layout(root, f"images and masks side by side in {root}", {None: samples})
         if layout is not None:
             if root != outer:
                 layout.notes.append(f"the data lies in {root}")
@@ -80,9 +86,12 @@ def _named(folder: Path, names: Iterable[str]) -> list[Path]:
     return sorted(found, key=lambda p: order[p.name.lower()])
 
 
+def _filled(folder: Path, names: Iterable[str]) -> list[Path]:
+    return [path for path in _named(folder, names) if _pictures(path)]
+
+
 def _image_and_mask_folder(folder: Path) -> tuple[Path, Path] | None:
-    images = [p for p in _named(folder, IMAGE_FOLDERS) if _pictures(p)]
-    masks = [p for p in _named(folder, MASK_FOLDERS) if _pictures(p)]
+    images, masks = _filled(folder, IMAGE_FOLDERS), _filled(folder, MASK_FOLDERS)
     return (images[0], masks[0]) if images and masks else None
 
 
@@ -104,7 +113,14 @@ def _beside(root: Path, findings: Findings) -> Layout | None:
             layout.splits[None] = _pair(images, masks, findings)
         for split, folder in image_splits.items():
             inside = mask_splits.get(split, masks)
-            _add_split(layout, split, folder, inside, findings, shared=inside == masks)
+            shared = inside == masks
+            files = _pictures(inside)
+            if split == "test" and (shared or not files):
+                stems = {_mask_key(p, inside) for p in files}
+                if not any(_key(p, folder) in stems for p in _pictures(folder)):
+                    layout.leave_out(split, _pictures(folder))
+                    continue
+            layout.splits[split] = _pair(folder, inside, findings, shared=shared)
         return layout
     layout = Layout(root, f"image/mask folders below {root}")
     for split, folder in _split_folders(root).items():
@@ -115,24 +131,10 @@ def _beside(root: Path, findings: Findings) -> Layout | None:
             layout.splits[split] = samples
         elif pictures := _pictures(folder):
             if split != "test":
-                findings.problem(
-                    f"{folder}: holds {len(pictures)} images but no masks; add a folder of masks",
-                    *pictures,
-                )
-            layout.notes.append(f"{split}: {len(pictures)} images without masks, left out")
+                text = f"{folder}: holds {len(pictures)} images but no masks; add a folder of masks"
+                findings.problem(text, *pictures)
+            layout.leave_out(split, pictures)
     return layout if layout.splits else None
-
-
-def _add_split(
-    layout: Layout, split: str, images: Path, masks: Path, findings: Findings, *, shared: bool
-) -> None:
-    pictures = _pictures(images)
-    if split == "test" and (shared or not _pictures(masks)):
-        stems = {_mask_key(p, masks) for p in _pictures(masks)}
-        if not any(_key(p, images) in stems for p in pictures):
-            layout.notes.append(f"test: {len(pictures)} images without masks, left out")
-            return
-    layout.splits[split] = _pair(images, masks, findings, shared=shared)
 
 
 def _key(path: Path, folder: Path) -> str:
@@ -141,6 +143,13 @@ def _key(path: Path, folder: Path) -> str:
 
 def _mask_key(path: Path, folder: Path) -> str:
     return _MASK_END.sub("", _key(path, folder))
+
+
+def _grouped(files: list[Path], key: Callable[[Path], str]) -> dict[str, list[Path]]:
+    found: dict[str, list[Path]] = defaultdict(list)
+    for path in files:
+        found[key(path)].append(path)
+    return found
 
 
 def _pair(images: Path, masks: Path, findings: Findings, *, shared: bool = False) -> list[Sample]:
@@ -152,16 +161,11 @@ def _pair(images: Path, masks: Path, findings: Findings, *, shared: bool = False
         findings: Where a file without its partner is told.
         shared: The masks of other splits lie in the folder too.
     """
-    exact: dict[str, list[Path]] = defaultdict(list)
-    loose: dict[str, list[Path]] = defaultdict(list)
     mask_files = _pictures(masks)
-    for path in mask_files:
-        exact[_key(path, masks)].append(path)
-        if _MASK_END.search(path.stem):
-            loose[_mask_key(path, masks)].append(path)
-    by_key: dict[str, list[Path]] = defaultdict(list)
-    for path in _pictures(images):
-        by_key[_key(path, images)].append(path)
+    exact = _grouped(mask_files, lambda path: _key(path, masks))
+    ended = [path for path in mask_files if _MASK_END.search(path.stem)]
+    loose = _grouped(ended, lambda path: _mask_key(path, masks))
+    by_key = _grouped(_pictures(images), lambda path: _key(path, images))
     if not by_key:
         raise DataError(f"{images}: holds no images; put them there (png, jpg, tif, bmp, webp)")
 
@@ -172,9 +176,8 @@ def _pair(images: Path, masks: Path, findings: Findings, *, shared: bool = False
         used.update(found)
         if len(paths) > 1 or len(found) > 1:
             twice = paths if len(paths) > 1 else found
-            findings.problem(
-                f"{twice[0]}: {twice[1].name} has the same name; keep one of them", *paths, *found
-            )
+            text = f"{twice[0]}: {twice[1].name} has the same name; keep one of them"
+            findings.problem(text, *paths, *found)
         elif not found:
             lonely.append((key, paths[0]))
         else:
@@ -186,25 +189,14 @@ def _pair(images: Path, masks: Path, findings: Findings, *, shared: bool = False
             "or that name and _mask"
         )
     for key, path in lonely:
-        findings.problem(
-            f"{path}: has no mask (looked for {masks / key}.png and {masks / key}_mask.png); "
-            "add the mask or remove the image",
-            path,
-        )
+        looked_for = f"{masks / key}.png and {masks / key}_mask.png"
+        text = f"{path}: has no mask (looked for {looked_for}); add the mask or remove the image"
+        findings.problem(text, path)
     for path in mask_files:
         if path not in used and not shared:
-            findings.problem(
-                f"{path}: this mask has no image in {images}; add the image or remove the mask",
-                path,
-            )
+            text = f"{path}: this mask has no image in {images}; add the image or remove the mask"
+            findings.problem(text, path)
     return samples
-
-
-def _mixed(root: Path, findings: Findings) -> Layout | None:
-    samples = _pair_mixed(root, findings)
-    if samples is None:
-        return None
-    return Layout(root, f"images and masks side by side in {root}", {None: samples})
 
 
 def _pair_mixed(folder: Path, findings: Findings) -> list[Sample] | None:
@@ -223,16 +215,13 @@ def _pair_mixed(folder: Path, findings: Findings) -> list[Sample] | None:
         stem = _MASK_END.sub("", mask.stem)
         image = images.pop(stem, None)
         if image is None:
-            findings.problem(
-                f"{mask}: this mask has no image {stem}.*; add the image or remove the mask", mask
-            )
+            text = f"{mask}: this mask has no image {stem}.*; add the image or remove the mask"
+            findings.problem(text, mask)
         else:
             samples.append(Sample(stem, image, mask))
     for stem, image in images.items():
-        findings.problem(
-            f"{image}: has no mask (looked for {stem}_mask.*); add the mask or remove the image",
-            image,
-        )
+        text = f"{image}: has no mask (looked for {stem}_mask.*); add the mask or remove the image"
+        findings.problem(text, image)
     return samples
 
 
@@ -253,18 +242,16 @@ def _voc(root: Path, findings: Findings) -> Layout | None:
         lines = file.read_text(encoding="utf-8-sig").splitlines()
         names = list(dict.fromkeys(line.split()[0] for line in lines if line.strip()))
         if split == "test" and not any(name in mask_of for name in names):
-            layout.notes.append(f"test: {len(names)} images without masks, left out")
+            layout.leave_out(split, names)
             continue
         samples = []
         for name in names:
             image, mask = image_of.get(name), mask_of.get(name)
             if image is None or mask is None:
                 missing = images if image is None else masks
-                findings.problem(
-                    f"{file}: lists {name}, but {missing} has no such file; "
-                    "add it or remove the line",
-                    *(p for p in (image, mask) if p is not None),
-                )
+                text = f"{file}: lists {name}, but {missing} has no such file"
+                there = [p for p in (image, mask) if p is not None]
+                findings.problem(f"{text}; add it or remove the line", *there)
             else:
                 samples.append(Sample(name, image, mask))
         if samples:
@@ -275,27 +262,25 @@ def _voc(root: Path, findings: Findings) -> Layout | None:
         for name, mask in mask_of.items():
             if name not in image_of:
                 findings.problem(f"{mask}: this mask has no image in {images}; add it", mask)
-        if len(paired) < len(image_of):
-            left = len(image_of) - len(paired)
+        if left := len(image_of) - len(paired):
             layout.notes.append(f"{left} images without a mask in SegmentationClass, left out")
         layout.splits[None] = paired
     return layout if any(layout.splits.values()) else None
 
 
 def _check_names(layout: Layout) -> None:
-    seen: dict[str, Sample] = {}
+    seen: dict[str, Path | None] = {}
     for split, samples in layout.splits.items():
         for i, sample in enumerate(samples):
             if sample.name not in seen:
-                seen[sample.name] = sample
+                seen[sample.name] = sample.image
                 continue
-            other = seen[sample.name]
-            if other.image == sample.image:
+            if seen[sample.name] == sample.image:
                 layout.warnings.append(
                     f"{sample.image}: is in two splits; keep it in one, or scores are too good"
                 )
             # Splits that are folders may number their images alike.
-            samples[i] = Sample(f"{split}/{sample.name}", sample.image, sample.mask)
+            samples[i] = replace(sample, name=f"{split}/{sample.name}")
 
 
 def _nothing_found(root: Path) -> str:
@@ -306,8 +291,7 @@ def _nothing_found(root: Path) -> str:
     if root.name.lower() in IMAGE_FOLDERS + MASK_FOLDERS and _pictures(root):
         return f"{root}: is only one half of the data; give the folder above it, {root.parent}"
     have = ", ".join(p.name for p in _listing(root)[:6])
-    images = [p for p in _named(root, IMAGE_FOLDERS) if _pictures(p)]
-    if images:
+    if images := _filled(root, IMAGE_FOLDERS):
         return (
             f"{root}: no masks found for {images[0].name}/ (it holds {have}); "
             "add a folder masks/ with one mask for each image, of the same name"

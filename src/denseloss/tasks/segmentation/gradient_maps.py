@@ -12,10 +12,9 @@ from torch import Tensor
 
 from denseloss.data.files import load_arrays, save_arrays
 from denseloss.data.samples import VOID, Sample
-from denseloss.data.transforms import denormalise
+from denseloss.data.transforms import normalise
 from denseloss.tasks.segmentation.criterion import SegmentationCriterion
 from denseloss.tasks.segmentation.data import SegmentationData
-from denseloss.tasks.segmentation.dataset import SegmentationDataset
 from denseloss.tasks.segmentation.measure import Measured, probabilities, score, whole_logits
 from denseloss.tasks.task import Trained
 
@@ -27,6 +26,7 @@ _LARGEST = 256
 # Below it, the quotient of two gradients would be one of rounding errors.
 _TINY = 1e-6
 _VERSION = 1
+_ARRAYS = ("image", "truth", "probability")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -104,30 +104,32 @@ def gradient_maps(
         The maps. Void pixels have gradient 0 (unless a loss looks at the image alone) and no
         weight (NaN); they are left out of the means.
     """
-    item = SegmentationDataset(data, [sample], size=1, train=False)[0]
-    image, classes = item["image"], item["mask"]
-    assert isinstance(image, Tensor)
-    assert isinstance(classes, Tensor)
+    image, mask = data.read(sample)
     # In float64, for where a network is sure the gradients are tiny differences.
-    logits = whole_logits(trained, image, classes.shape).cpu().double()
+    logits = whole_logits(trained, normalise(image), mask.shape).cpu().double()
     link = trained.criterion.link
-    part = _worst_part(probabilities(logits, link=link), classes)
-    logits, classes, image = logits[..., *part], classes[part], image[..., *part]
+    part = _worst_part(probabilities(logits, link=link), mask.long())
+    logits, classes, image = logits[..., *part], mask[part].long(), image[:, *part]
+    batch = {"image": normalise(image)[None], "mask": classes[None]}
     known = (classes != VOID).numpy()
     index = 1 if data.mode == "binary" else _rarest(classes, count=data.num_classes)
     truth = (classes == index).double().numpy()
     channel = 0 if data.mode == "binary" else index
     gradients, weights = {}, {}
     for loss, criterion in criteria.items():
-        gradient = _gradient(criterion, logits, {"image": image[None], "mask": classes[None]})
+        leaf = logits.clone().requires_grad_()
+        (gradient,) = torch.autograd.grad(criterion([leaf], batch).sum(), leaf)
+        slope = gradient[0, channel].numpy()
         wrong = np.abs(probabilities(logits, link=criterion.link)[index].numpy() - truth)
-        gradients[loss] = _over_mean(gradient[channel], known)
-        weights[loss] = _weight(gradient[channel], np.where(known, wrong, 0.0))
+        counts = known & (wrong > _TINY)
+        weight = _over_mean(np.abs(slope) / np.where(counts, wrong, 1.0), counts)
+        gradients[loss] = _over_mean(slope, known)
+        weights[loss] = np.where(counts, weight, np.float32(np.nan))
     return GradientMaps(
         name=sample.name,
         predicted_by=predicted_by,
-        image=denormalise(image).permute(1, 2, 0).contiguous().numpy(),
-        truth=classes.numpy().astype(np.uint8),
+        image=image.permute(1, 2, 0).contiguous().numpy(),
+        truth=mask[part].contiguous().numpy(),
         class_name=data.class_names[index],
         probability=probabilities(logits, link=link)[index].numpy().astype(np.float32),
         gradients=gradients,
@@ -139,15 +141,11 @@ def save(found: Sequence[GradientMaps], path: Path) -> None:
     """Write maps to a compressed `.npz`, such that it is seen whole or not at all."""
     arrays: dict[str, NDArray[Any]] = {"version": np.array(_VERSION), "count": np.array(len(found))}
     for i, one in enumerate(found):
-        arrays |= {
-            f"{i}/text": np.array([one.name, one.predicted_by, one.class_name]),
-            f"{i}/losses": np.array([*one.gradients], dtype=np.str_),
-            f"{i}/image": one.image,
-            f"{i}/truth": one.truth,
-            f"{i}/probability": one.probability,
-            f"{i}/gradients": np.stack([*one.gradients.values()]),
-            f"{i}/weights": np.stack([one.weights[loss] for loss in one.gradients]),
-        }
+        arrays |= {f"{i}/{name}": getattr(one, name) for name in _ARRAYS}
+        arrays[f"{i}/text"] = np.array([one.name, one.predicted_by, one.class_name])
+        arrays[f"{i}/losses"] = np.array([*one.gradients], dtype=np.str_)
+        arrays[f"{i}/gradients"] = np.stack([*one.gradients.values()])
+        arrays[f"{i}/weights"] = np.stack([one.weights[loss] for loss in one.gradients])
     save_arrays(path, arrays)
 
 
@@ -162,23 +160,21 @@ def load(path: Path) -> tuple[GradientMaps, ...]:
     try:
         if int(arrays["version"]) != _VERSION:
             raise ValueError(f"it has format {arrays['version']}, not {_VERSION}")
-        return tuple(_loaded(arrays, i) for i in range(int(arrays["count"])))
+        return tuple(_loaded(arrays, f"{i}/") for i in range(int(arrays["count"])))
     except (KeyError, TypeError, ValueError) as error:
         raise ValueError(f"{path}: holds no gradient maps of this version ({error})") from error
 
 
-def _loaded(arrays: dict[str, NDArray[Any]], i: int) -> GradientMaps:
-    name, predicted_by, class_name = arrays[f"{i}/text"].tolist()
-    losses = arrays[f"{i}/losses"].tolist()
+def _loaded(arrays: dict[str, NDArray[Any]], at: str) -> GradientMaps:
+    name, predicted_by, class_name = arrays[at + "text"].tolist()
+    losses = arrays[at + "losses"].tolist()
     return GradientMaps(
         name=name,
         predicted_by=predicted_by,
-        image=arrays[f"{i}/image"],
-        truth=arrays[f"{i}/truth"],
         class_name=class_name,
-        probability=arrays[f"{i}/probability"],
-        gradients=dict(zip(losses, arrays[f"{i}/gradients"], strict=True)),
-        weights=dict(zip(losses, arrays[f"{i}/weights"], strict=True)),
+        **{array: arrays[at + array] for array in _ARRAYS},
+        gradients=dict(zip(losses, arrays[at + "gradients"], strict=True)),
+        weights=dict(zip(losses, arrays[at + "weights"], strict=True)),
     )
 
 
@@ -189,9 +185,8 @@ def _worst_part(probability: Tensor, classes: Tensor) -> tuple[slice, slice]:
     wrong = ((1 - true) * known).numpy()
     height, width = (min(_LARGEST, side) for side in wrong.shape)
     sums = np.pad(wrong, ((1, 0), (1, 0))).cumsum(0).cumsum(1)
-    within = (sums[height:, width:] - sums[:-height, width:] - sums[height:, :-width]) + sums[
-        :-height, :-width
-    ]
+    bands = sums[height:] - sums[:-height]
+    within = bands[:, width:] - bands[:, :-width]
     top, left = np.unravel_index(within.argmax(), within.shape)
     return slice(int(top), int(top) + height), slice(int(left), int(left) + width)
 
@@ -202,25 +197,7 @@ def _rarest(classes: Tensor, *, count: int) -> int:
     return int(there[pixels[there].argmin()]) if len(there) else 0
 
 
-def _gradient(
-    criterion: SegmentationCriterion, logits: Tensor, batch: Mapping[str, Tensor]
-) -> NDArray[np.float64]:
-    """Return dL/dz of each logit, [c, h, w]."""
-    leaf = logits.clone().requires_grad_()
-    (gradient,) = torch.autograd.grad(criterion([leaf], batch).sum(), leaf)
-    return np.asarray(gradient[0].numpy(), dtype=np.float64)
-
-
-def _over_mean(gradient: NDArray[np.float64], known: NDArray[np.bool_]) -> Floats:
-    mean = np.abs(gradient[known]).mean() if known.any() else 0.0
-    return (gradient / mean if mean > 0 else np.zeros_like(gradient)).astype(np.float32)
-
-
-def _weight(gradient: NDArray[np.float64], wrong: NDArray[np.float64]) -> Floats:
-    """Return |dL/dz| over |p - t|, divided by its mean; NaN where |p - t| is tiny."""
-    counts = wrong > _TINY
-    weight = np.abs(gradient) / np.where(counts, wrong, 1.0)
-    mean = weight[counts].mean() if counts.any() else 0.0
-    if mean > 0:
-        weight = weight / mean
-    return np.where(counts, weight, np.nan).astype(np.float32)
+def _over_mean(values: NDArray[np.float64], counts: NDArray[np.bool_]) -> Floats:
+    """Return the values over their mean size where they count; 0 where that is 0."""
+    mean = np.abs(values[counts]).mean() if counts.any() else 0.0
+    return (values / mean if mean > 0 else np.zeros_like(values)).astype(np.float32)

@@ -1,5 +1,6 @@
 """What the values in masks mean: which are classes, which is void."""
 
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
@@ -25,6 +26,33 @@ _VOC_VOID_COLOUR = 0xE0E0C0
 _MOST_COLOURS = 64
 _MOST_CLASSES = 254
 _UNKNOWN = 254
+
+
+@dataclass(frozen=True, kw_only=True)
+class Said:
+    """What the user says of the masks; `None` where the masks themselves decide.
+
+    Attributes:
+        mode: One foreground, or exclusive classes.
+        classes: How many classes there are or their names, background included.
+        ignore_index: The raw mask value of void pixels.
+    """
+
+    mode: Mode | None
+    classes: int | Sequence[str] | None
+    ignore_index: int | None
+
+    @property
+    def names(self) -> tuple[str, ...] | None:
+        """The classes' names."""
+        return None if self.classes is None or isinstance(self.classes, int) else (*self.classes,)
+
+    @property
+    def count(self) -> int | None:
+        """How many classes there are."""
+        if isinstance(self.classes, int):
+            return self.classes
+        return None if self.names is None else len(self.names)
 
 
 @dataclass(frozen=True)
@@ -59,6 +87,15 @@ class Labels:
             return int(value >= self.threshold)
         return self.values.index(value) if value in self.values else None
 
+    def count(self, mask: MaskFacts) -> Counter[int]:
+        """How many pixels of each class and of `VOID` a mask has."""
+        pixels: Counter[int] = Counter()
+        for value, n in mask.counts.items():
+            index = self.index_of(value)
+            if index is not None:
+                pixels[index] += n
+        return pixels
+
     def decode(self, raw: Array, *, colour: bool, path: Path | None = None) -> NDArray[np.uint8]:
         """Class indices `uint8[h, w]`, `VOID` where void.
 
@@ -67,15 +104,12 @@ class Labels:
         """
         if self.colour and not colour:
             raw = raw.astype(np.int32) * 0x010101
-        if raw.dtype == np.uint8:
-            table = [self.index_of(value) for value in range(256)]
-            lookup = np.array([_UNKNOWN if i is None else i for i in table], dtype=np.uint8)
-            indices = lookup[raw]
-        else:
-            found, inverse = np.unique(raw, return_inverse=True)
-            table = [self.index_of(int(value)) for value in found]
-            lookup = np.array([_UNKNOWN if i is None else i for i in table], dtype=np.uint8)
-            indices = lookup[inverse.reshape(raw.shape)]
+        values, places = np.arange(256), raw
+        if raw.dtype != np.uint8:
+            values, places = np.unique(raw, return_inverse=True)
+        table = [self.index_of(value) for value in values.tolist()]
+        lookup = np.array([_UNKNOWN if i is None else i for i in table], dtype=np.uint8)
+        indices = lookup[places.reshape(raw.shape)]
         unknown = indices == _UNKNOWN
         if unknown.any():
             value = self.spell(int(raw[unknown][0]))
@@ -91,7 +125,7 @@ def _spell(value: int, *, colour: bool) -> str:
     return f"#{value:06x}" if colour else str(value)
 
 
-def _listed(values: Sequence[int], *, colour: bool = False) -> str:
+def _listed(values: Sequence[int], *, colour: bool) -> str:
     words = [_spell(v, colour=colour) for v in values]
     return ", ".join(words if len(words) <= 8 else [*words[:6], "...", words[-1]])
 
@@ -101,37 +135,29 @@ def as_colours(masks: list[MaskFacts]) -> list[MaskFacts]:
     if not any(m.colour for m in masks):
         return masks
 
-    def grey_to_colour(mask: MaskFacts) -> MaskFacts:
-        counts = {v * 0x010101: n for v, n in mask.counts.items() if v < 256}
-        return replace(mask, counts=counts, colour=True)
+    return [
+        m
+        if m.colour
+        else replace(
+            m, counts={v * 0x010101: n for v, n in m.counts.items() if v < 256}, colour=True
+        )
+        for m in masks
+    ]
 
-    return [m if m.colour else grey_to_colour(m) for m in masks]
 
-
-def decide_labels(
-    masks: list[MaskFacts],
-    *,
-    mode: Mode | None,
-    classes: int | Sequence[str] | None,
-    ignore_index: int | None,
-    voc: bool,
-    findings: Findings,
-) -> Labels:
+def decide_labels(masks: list[MaskFacts], said: Said, *, voc: bool, findings: Findings) -> Labels:
     """Find out from the values of all masks what they mean.
 
     Args:
         masks: Every mask, looked at.
-        mode: What the user says it is.
-        classes: How many classes, or their names, if the user says.
-        ignore_index: The raw value of void pixels, if the user says.
+        said: What the user says they mean.
         voc: The folder has Pascal VOC's layout.
         findings: Where a mask with a label beyond the classes is told.
 
     Raises:
         DataError: The masks are no label images, or contradict what the user says.
     """
-    names = None if classes is None or isinstance(classes, int) else tuple(classes)
-    count = classes if isinstance(classes, int) else None if names is None else len(names)
+    mode, count, ignore = said.mode, said.count, said.ignore_index
     if count is not None and count < 2:
         raise DataError(f"--classes {count}: a mask has at least 2 classes, background included")
     if count is not None and count >= _MOST_CLASSES:
@@ -150,19 +176,15 @@ def decide_labels(
             "so make sure that one entry means one class in every file"
         )
 
-    def labels(
-        values: Sequence[int], *, ignore: int | None, found: Mode, threshold: int | None = None
-    ) -> Labels:
-        chosen = mode or found
-        binary = chosen == "binary"
-        given = names or (("background", "foreground") if binary else None)
-        if given is None and voc and tuple(values) == tuple(range(len(VOC_NAMES))):
-            given = VOC_NAMES
-        if given is None:
-            given = tuple(_default_name(i, v, colour=colour) for i, v in enumerate(values))
+    def labels(values: Sequence[int], found: Mode, threshold: int | None = None) -> Labels:
+        chosen, names = mode or found, said.names
+        if names is None and chosen == "binary":
+            names = ("background", "foreground")
+        if names is None and voc and tuple(values) == tuple(range(len(VOC_NAMES))):
+            names = VOC_NAMES
         return Labels(
             mode=chosen,
-            names=given,
+            names=names or tuple(_default_name(i, v, colour=colour) for i, v in enumerate(values)),
             values=tuple(values),
             ignore_value=ignore,
             colour=colour,
@@ -172,26 +194,24 @@ def decide_labels(
         )
 
     totals = total_counts(masks)
-    if not colour and ignore_index is None and count in (None, 2) and mode != "multiclass":
-        blurred = _blurred_binary(totals, lossy=any(m.lossy for m in masks))
+    lossy = [m for m in masks if m.lossy]
+    if not colour and ignore is None and count in (None, 2) and mode != "multiclass":
+        blurred = _blurred_binary(totals, lossy=bool(lossy))
         if blurred is not None:
             warnings.append(blurred)
-            return labels((0, 255), ignore=None, found="binary", threshold=128)
-    if not colour and ignore_index is None and mode == "binary" and len(totals) > 8:
-        top = max(totals)
-        if top >= 200:  # soft greys, not a handful of labels
-            half = (top + 1) // 2
-            notes.append(f"the task is binary: greys from {half} on are foreground")
-            return labels((0, top), ignore=None, found="binary", threshold=half)
-    if not colour and len(totals) > 8 and any(m.lossy for m in masks):
-        first = next(m for m in masks if m.lossy)
+            return labels((0, 255), "binary", threshold=128)
+    top = max(totals)
+    if not colour and ignore is None and mode == "binary" and len(totals) > 8 and top >= 200:
+        half = (top + 1) // 2  # soft greys, not a handful of labels
+        notes.append(f"the task is binary: greys from {half} on are foreground")
+        return labels((0, top), "binary", threshold=half)
+    if not colour and len(totals) > 8 and lossy:
         raise DataError(
-            f"{first.path}: is a JPEG and its {len(first.counts)} grey values are no labels any "
-            "more; save the masks as PNG"
+            f"{lossy[0].path}: is a JPEG and its {len(lossy[0].counts)} grey values are no labels "
+            "any more; save the masks as PNG"
         )
-    limit = _MOST_COLOURS if colour else _MOST_CLASSES
-    worst = max(masks, key=lambda m: len(m.counts))
-    if len(totals) > limit:
+    if len(totals) > (_MOST_COLOURS if colour else _MOST_CLASSES):
+        worst = max(masks, key=lambda m: len(m.counts))
         raise DataError(
             f"{worst.path}: {len(worst.counts)} different {'colours' if colour else 'values'} "
             f"(in all masks {len(totals)}) are too many for classes; is this a photograph, a JPEG "
@@ -199,29 +219,26 @@ def decide_labels(
         )
 
     kept = masks
-    if ignore_index is None and count is None and mode is None and not colour:
+    if ignore is None and count is None and mode is None and not colour:
         kept = _without_strays(masks, findings)
         totals = total_counts(kept)
-    ignore = ignore_index
-    if ignore is None:
-        ignore = _void_value(sorted(totals), count=count, mode=mode, colour=colour)
-        if ignore is not None and not (count is None and voc):
-            notes.append(
-                f"value {_spell(ignore, colour=colour)} beside other labels is taken as void"
-            )
-    elif ignore not in totals:
+    if ignore is not None and ignore not in totals:
         notes.append(f"void value {ignore} does not occur in the masks")
-    present = sorted(v for v in totals if v != ignore)
+    elif ignore is None:
+        ignore = _void_value(sorted(totals), said, colour=colour)
+        if ignore is not None and not (count is None and voc):
+            value = _spell(ignore, colour=colour)
+            notes.append(f"value {value} beside other labels is taken as void")
 
+    present = sorted(v for v in totals if v != ignore)
     if not present:
         raise DataError(
             f"{masks[0].path}: every pixel of all {len(masks)} masks is void "
             f"(value {ignore}); there is nothing to learn, check --ignore-index"
         )
     if count is not None:
-        values = _given_classes(kept, present, count, ignore, colour=colour, findings=findings)
-        found: Mode = "binary" if count == 2 else "multiclass"
-        return labels(values, ignore=ignore, found=found)
+        values = _given_classes(kept, present, count, ignore, findings)
+        return labels(values, "binary" if count == 2 else "multiclass")
     if len(present) == 1:
         raise DataError(
             f"{masks[0].path}: all {len(masks)} masks hold only the value "
@@ -233,26 +250,26 @@ def decide_labels(
             f"{len(present)} values, but the task is binary: every value from {present[1]} on "
             "is foreground"
         )
-        return labels((present[0], present[1]), ignore=ignore, found="binary", threshold=present[1])
+        return labels(present[:2], "binary", threshold=present[1])
     if voc and not colour and _fits_voc(present, len(masks)):
-        return labels(range(len(VOC_NAMES)), ignore=ignore, found="multiclass")
+        return labels(range(len(VOC_NAMES)), "multiclass")
     if len(present) == 2:
-        return labels(present, ignore=ignore, found="binary")
+        return labels(present, "binary")
     if present != list(range(len(present))):
-        what = "colours" if colour else "values"
         notes.append(
-            f"{what} {_listed(present, colour=colour)} become classes 0 to {len(present) - 1}"
+            f"{'colours' if colour else 'values'} {_listed(present, colour=colour)} become classes "
+            f"0 to {len(present) - 1}"
         )
         if ignore is None and present[-1] == 255:
             notes.append("255 is taken as a class; if it is void, say --ignore-index 255")
-    return labels(present, ignore=ignore, found="multiclass")
+    return labels(present, "multiclass")
 
 
 def _default_name(index: int, value: int, *, colour: bool) -> str:
-    if colour:
-        return "background" if value == 0 else _spell(value, colour=True)
     if value == 0:
         return "background"
+    if colour:
+        return _spell(value, colour=True)
     return f"class {index}" if index == value else f"value {value}"
 
 
@@ -276,32 +293,29 @@ def _blurred_binary(totals: dict[int, int], *, lossy: bool) -> str | None:
     )
 
 
-def _void_value(
-    values: list[int], *, count: int | None, mode: Mode | None, colour: bool
-) -> int | None:
+def _void_value(values: list[int], said: Said, *, colour: bool) -> int | None:
     if colour:
         return _VOC_VOID_COLOUR if _VOC_VOID_COLOUR in values and len(values) > 2 else None
     for void in (255, 65535):
         rest = [v for v in values if v != void]
         if void not in values or rest[-1:] > [void]:
             continue
-        if count is not None:
-            fits = bool(rest) and rest[-1] < count
-            return void if fits and not (len(values) == count == 2) else None
+        if said.count is not None:
+            fits = bool(rest) and rest[-1] < said.count
+            return void if fits and not (len(values) == said.count == 2) else None
         if len(rest) < 2:
             continue
         # Classes painted as greys (0, 128, 255 or 0, 85, 170, 255) use 255 as the last of them.
         painted = min(b - a for a, b in pairwise(values)) >= 16
-        if not painted or mode == "binary":
+        if not painted or said.mode == "binary":
             return void
     return None
 
 
 def _fits_voc(present: list[int], masks: int) -> bool:
-    if present[-1] >= len(VOC_NAMES) or len(present) < 3:
-        return False
     own_classes = masks >= 20 and present == list(range(len(present)))
-    return not own_classes or len(present) == len(VOC_NAMES)
+    known = len(present) >= 3 and present[-1] < len(VOC_NAMES)
+    return known and (not own_classes or len(present) == len(VOC_NAMES))
 
 
 def _without_strays(masks: list[MaskFacts], findings: Findings) -> list[MaskFacts]:
@@ -332,27 +346,19 @@ def _without_strays(masks: list[MaskFacts], findings: Findings) -> list[MaskFact
         top += 1
     beyond = [v for v in usual if v > top and v not in (255, 65535)]
     if top >= 1 and len(beyond) == 1 and beyond[0] > top + 1:
-        kept = without(lambda v: v == beyond[0], f"0 to {top}")
-        if kept is not None:
-            return kept
+        return without(lambda v: v == beyond[0], f"0 to {top}") or masks
     return masks
 
 
 def _given_classes(
-    masks: list[MaskFacts],
-    present: list[int],
-    count: int,
-    ignore: int | None,
-    *,
-    colour: bool,
-    findings: Findings,
+    masks: list[MaskFacts], present: list[int], count: int, ignore: int | None, findings: Findings
 ) -> tuple[int, ...]:
     """The raw value of each class when the user says how many there are."""
     if present[0] >= 0 and present[-1] < count:
         return tuple(range(count))
     if len(present) == count:
         return tuple(present)
-    if colour:
+    if masks[0].colour:
         raise DataError(
             f"{masks[0].path}: the masks have {len(present)} colours "
             f"({_listed(present, colour=True)}), --classes says {count}; "

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, Self, get_args
+from typing import Any, Literal, Self, cast, get_args
 
 import numpy as np
 import torch
@@ -13,11 +13,11 @@ from scipy.spatial import cKDTree
 from torch import Tensor
 
 from denseloss.data.samples import VOID, Sample, evenly
+from denseloss.data.transforms import normalise
 from denseloss.metrics import OverlapKind, overlap_score
 from denseloss.tasks.scores import Additive, Metric, Pooling, divided, mean_over_images, quotient
 from denseloss.tasks.segmentation.criterion import at_size, decided
 from denseloss.tasks.segmentation.data import SegmentationData
-from denseloss.tasks.segmentation.dataset import SegmentationDataset
 from denseloss.tasks.segmentation.labels import Mode
 from denseloss.tasks.task import Trained
 
@@ -37,36 +37,27 @@ _VERSION = 2
 _NEIGHBOURS = np.ones((3, 3), dtype=bool)
 _MOST_MASKS = 500
 
-
-def _overlap(key: str, name: str, definition: str) -> Metric:
-    return Metric(
-        key=key,
-        name=name,
-        higher_is_better=True,
-        definition=f"{definition} A class that an image neither holds nor is predicted scores 1 "
-        "there; one that is missed or predicted in vain scores 0.",
-        poolings=("image", "pooled"),
-    )
-
-
+_OVERLAPS = {
+    "Dice": "Dice score, also called F1: 2 TP / (2 TP + FP + FN).",
+    "IoU": "Intersection over union: TP / (TP + FP + FN).",
+    "Precision": "Share of the predicted pixels that are right: TP / (TP + FP).",
+    "Recall": "Share of the true pixels that are found: TP / (TP + FN).",
+    "F2": "F-score with β = 2, for which recall counts twice as much as precision: "
+    "5 TP / (5 TP + 4 FN + FP).",
+    "Boundary F": "F1 of the boundary pixels (Csurka et al. 2013): one is right if the other "
+    "boundary is within 0.75 % of the image's diagonal, at least 1 pixel.",
+}
 METRICS = (
-    _overlap("dice", "Dice", "Dice score, also called F1: 2 TP / (2 TP + FP + FN)."),
-    _overlap("iou", "IoU", "Intersection over union: TP / (TP + FP + FN)."),
-    _overlap(
-        "precision", "Precision", "Share of the predicted pixels that are right: TP / (TP + FP)."
-    ),
-    _overlap("recall", "Recall", "Share of the true pixels that are found: TP / (TP + FN)."),
-    _overlap(
-        "f2",
-        "F2",
-        "F-score with β = 2, for which recall counts twice as much as precision: "
-        "5 TP / (5 TP + 4 FN + FP).",
-    ),
-    _overlap(
-        "boundary_f",
-        "Boundary F",
-        "F1 of the boundary pixels (Csurka et al. 2013): one is right if the other boundary is "
-        "within 0.75 % of the image's diagonal, at least 1 pixel.",
+    *(
+        Metric(
+            key=name.lower().replace(" ", "_"),
+            name=name,
+            higher_is_better=True,
+            definition=f"{definition} A class that an image neither holds nor is predicted scores "
+            "1 there; one that is missed or predicted in vain scores 0.",
+            poolings=("image", "pooled"),
+        )
+        for name, definition in _OVERLAPS.items()
     ),
     Metric(
         key="hd95",
@@ -127,11 +118,11 @@ class Measured:
 
     def __post_init__(self) -> None:
         n, c = len(self.names), len(self.class_names)
-        for name, shape in _shapes(n, c).items():
+        for name, blank in _blank(n, c).items():
             array: NDArray[Any] = getattr(self, name)
-            if array.shape != shape or array.dtype != _dtype(name):
+            if (array.shape, array.dtype) != (blank.shape, blank.dtype):
                 raise ValueError(
-                    f"Measured: {name} must be {np.dtype(_dtype(name)).name}{list(shape)}, got "
+                    f"Measured: {name} must be {blank.dtype.name}{list(blank.shape)}, got "
                     f"{array.dtype.name}{list(array.shape)}"
                 )
 
@@ -142,7 +133,7 @@ class Measured:
             "mode": np.array(self.mode),
             "class_names": np.array(self.class_names),
             "names": np.array(self.names, dtype=np.str_),
-            **{name: getattr(self, name) for name in _shapes(0, 0)},
+            **{name: getattr(self, name) for name in _blank(0, 0)},
             **{f"prediction_{i}": classes for i, classes in self.predictions.items()},
         }
 
@@ -161,7 +152,7 @@ class Measured:
                 mode=mode,
                 class_names=tuple(arrays["class_names"].tolist()),
                 names=tuple(arrays["names"].tolist()),
-                **{name: arrays[name] for name in _shapes(0, 0)},
+                **{name: arrays[name] for name in _blank(0, 0)},
                 predictions={
                     int(name.removeprefix("prediction_")): array
                     for name, array in arrays.items()
@@ -172,19 +163,16 @@ class Measured:
             raise ValueError(f"holds no measurements of this version ({error})") from error
 
 
-def _shapes(n: int, c: int) -> dict[str, tuple[int, ...]]:
+def _blank(n: int, c: int) -> dict[str, NDArray[Any]]:
+    """All arrays of `Measured`, filled with 0."""
     return {
-        "confusion": (n, c, c),
-        "boundary": (n, c, 4),
-        "hd95": (n, c),
-        "objects": (n, c, len(SIZES), 2),
-        "reliability": (n, RELIABILITY_BINS, 3),
-        "histogram": (c, 2, HISTOGRAM_BINS),
+        "confusion": np.zeros((n, c, c), np.int64),
+        "boundary": np.zeros((n, c, 4), np.int64),
+        "hd95": np.zeros((n, c), np.float64),
+        "objects": np.zeros((n, c, len(SIZES), 2), np.int64),
+        "reliability": np.zeros((n, RELIABILITY_BINS, 3), np.float64),
+        "histogram": np.zeros((c, 2, HISTOGRAM_BINS), np.int64),
     }
-
-
-def _dtype(name: str) -> type[np.float64] | type[np.int64]:
-    return np.float64 if name in ("hd95", "reliability") else np.int64
 
 
 def size_limits(data: SegmentationData) -> tuple[float, float] | None:
@@ -197,23 +185,16 @@ def size_limits(data: SegmentationData) -> tuple[float, float] | None:
         Up to which area an object is small, and up to which it is medium; None where there is no
         object.
     """
-    areas = [
-        area
-        for sample in data.train[:_MOST_MASKS]
-        for area in _object_areas(data.mask(sample).numpy(), classes=data.num_classes)
-    ]
+    areas: list[int] = []
+    for sample in data.train[:_MOST_MASKS]:
+        mask = data.mask(sample).numpy()
+        for index in range(1, data.num_classes):
+            labels, _ = ndimage.label(mask == index, _NEIGHBOURS)
+            areas += np.bincount(labels.ravel())[1:].tolist()
     if not areas:
         return None
     low, high = np.quantile(areas, [1 / 3, 2 / 3])
     return float(low), float(high)
-
-
-def _object_areas(mask: Classes, *, classes: int) -> list[int]:
-    areas: list[int] = []
-    for index in range(1, classes):
-        labels, _ = _components(mask == index)
-        areas += np.bincount(labels.ravel())[1:].tolist()
-    return areas
 
 
 def whole_logits(trained: Trained, image: Tensor, size: Sequence[int]) -> Tensor:
@@ -245,23 +226,16 @@ def measure(
     Raises:
         ValueError: A logit is NaN or infinite; the message names the image.
     """
-    items = SegmentationDataset(data, samples, size=1, train=False)
     kept = set(evenly(keep, of=len(samples)))
     classes = data.num_classes
-    shapes = _shapes(len(samples), classes)
-    found: dict[str, NDArray[Any]] = {
-        name: np.zeros(shape, dtype=_dtype(name)) for name, shape in shapes.items()
-    }
+    found = _blank(len(samples), classes)
     predictions = {}
     for place, sample in enumerate(samples):
-        item = items[place]
-        image, mask = item["image"], item["mask"]
-        assert isinstance(image, Tensor)
-        assert isinstance(mask, Tensor)
-        logits = whole_logits(trained, image, mask.shape)
+        image, mask = data.read(sample)
+        logits = whole_logits(trained, normalise(image), mask.shape)
         if not bool(logits.isfinite().all()):
             raise ValueError(f"{sample.name}: the network's logits are not finite numbers")
-        truth = mask.numpy().astype(np.uint8)
+        truth = mask.numpy()
         prediction = decided(logits, data.mode)[0].cpu().numpy().astype(np.uint8)
         known = truth != VOID
         seen = np.where(known, prediction, VOID).astype(np.uint8)
@@ -332,11 +306,8 @@ def _reliability(probability: Floats, truth: Classes, prediction: Classes, *, mo
         believed = np.take_along_axis(probability, prediction[None].astype(np.int64), 0)[0]
         came_true = prediction == truth
     place = _bins(believed, count=RELIABILITY_BINS)
-    sums = (
-        np.bincount(place, weights=weights, minlength=RELIABILITY_BINS)
-        for weights in (np.ones(len(place)), believed, came_true.astype(np.float64))
-    )
-    return np.stack(list(sums), axis=1)
+    summed = (None, believed, came_true.astype(np.float64))
+    return np.stack([np.bincount(place, each, RELIABILITY_BINS) for each in summed], axis=1)
 
 
 def _boundaries(truth: Classes, prediction: Classes, confusion: Ints) -> tuple[Ints, Floats]:
@@ -351,7 +322,8 @@ def _boundaries(truth: Classes, prediction: Classes, confusion: Ints) -> tuple[I
         if len(true) == 0 or len(predicted) == 0:
             hd95[index] = diagonal
             continue
-        away, back = _distances(true, predicted), _distances(predicted, true)
+        # As exact as a distance transform and faster, since boundaries are sparse.
+        (away, _), (back, _) = cKDTree(predicted).query(true), cKDTree(true).query(predicted)
         counts[index, [1, 3]] = (away <= tolerance).sum(), (back <= tolerance).sum()
         hd95[index] = max(np.percentile(away, 95), np.percentile(back, 95))
     return counts, hd95
@@ -359,23 +331,9 @@ def _boundaries(truth: Classes, prediction: Classes, confusion: Ints) -> tuple[I
 
 def _boundary(mask: NDArray[np.bool_]) -> Ints:
     """Return the places [k, 2] of the pixels of a mask with a 4-neighbour that is not of it."""
-    inner = np.zeros_like(mask)
-    inner[1:-1, 1:-1] = (
-        mask[1:-1, 1:-1] & mask[:-2, 1:-1] & mask[2:, 1:-1] & mask[1:-1, :-2] & mask[1:-1, 2:]
-    )
+    around = np.pad(mask, 1)
+    inner = around[:-2, 1:-1] & around[2:, 1:-1] & around[1:-1, :-2] & around[1:-1, 2:]
     return np.argwhere(mask & ~inner)
-
-
-def _distances(places: Ints, others: Ints) -> Floats:
-    """Return the distance from each place to the nearest of the others, exactly."""
-    # As exact as a distance transform and faster, since boundaries are sparse.
-    distances, _ = cKDTree(others).query(places)
-    return np.asarray(distances, dtype=np.float64)
-
-
-def _components(mask: NDArray[np.bool_]) -> tuple[Ints, int]:
-    labels, count = ndimage.label(mask, structure=_NEIGHBOURS)
-    return labels, int(count)
 
 
 def _objects(
@@ -385,9 +343,7 @@ def _objects(
     if limits is None:
         return counts
     for index in range(1, classes):
-        labels, count = _components(truth == index)
-        if count == 0:
-            continue
+        labels, count = ndimage.label(truth == index, _NEIGHBOURS)
         areas = np.bincount(labels.ravel(), minlength=count + 1)[1:]
         hits = np.bincount(labels[prediction == index], minlength=count + 1)[1:]
         size = np.searchsorted(limits, areas, side="left")
@@ -397,14 +353,6 @@ def _objects(
 
 
 # ------------------------------------------------------------------------------------ the scores
-
-_OVERLAPS: Mapping[str, OverlapKind] = {
-    "dice": "f1",
-    "iou": "iou",
-    "precision": "precision",
-    "recall": "recall",
-    "f2": "f2",
-}
 
 
 def scored_classes(measured: Measured) -> Sequence[int]:
@@ -558,7 +506,8 @@ def _class_scores(sums: Floats, metric: str) -> Floats:
         return np.where(true + predicted > 0, value, np.nan)
     tp = np.diagonal(sums, axis1=-2, axis2=-1).copy()
     fn, fp = sums.sum(-1) - tp, sums.sum(-2) - tp
-    return np.asarray(overlap_score(tp, fp, fn, kind=_OVERLAPS[metric]))
+    kind = cast(OverlapKind, "f1" if metric == "dice" else metric)
+    return np.asarray(overlap_score(tp, fp, fn, kind=kind))
 
 
 def overlap_scores(confusion: Tensor, data: SegmentationData) -> dict[str, float]:
@@ -571,18 +520,12 @@ def overlap_scores(confusion: Tensor, data: SegmentationData) -> dict[str, float
         confusion: Pixels by truth and prediction, int[C C].
         data: Whose classes they are.
     """
-    counts = confusion.cpu().double()
-    tp = counts.diagonal()
-    fn, fp = counts.sum(1) - tp, counts.sum(0) - tp
-    dice = torch.as_tensor(overlap_score(tp, fp, fn, kind="f1"))
-    iou = torch.as_tensor(overlap_score(tp, fp, fn, kind="iou"))
-    binary = data.mode == "binary"
-    return {
-        "score": float(dice[1] if binary else dice.nanmean()),
-        "iou": float(iou[1] if binary else iou.nanmean()),
-        **{f"dice/{name}": float(v) for name, v in zip(data.class_names, dice, strict=True)},
-        **{f"iou/{name}": float(v) for name, v in zip(data.class_names, iou, strict=True)},
-    }
+    counts = confusion.cpu().double().numpy()
+    dice, iou = _class_scores(counts, "dice"), _class_scores(counts, "iou")
+    whole = [float(x[1] if data.mode == "binary" else _mean(x)) for x in (dice, iou)]
+    each = [f"{key}/{name}" for key in ("dice", "iou") for name in data.class_names]
+    scores = [*whole, *dice.tolist(), *iou.tolist()]
+    return dict(zip(["score", "iou", *each], scores, strict=True))
 
 
 def _mean(scores: Floats) -> Floats:

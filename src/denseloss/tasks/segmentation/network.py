@@ -36,16 +36,13 @@ class Segmenter(nn.Module):
 
     def forward(self, image: Tensor) -> list[Tensor]:
         """Return the logits, the largest first; only a network in training gives more than one."""
-        height, width = image.shape[-2:]
-        missing = [self._padded(side) - side for side in (height, width)]
-        if any(missing):
-            image = F.pad(image, (0, missing[1], 0, missing[0]), mode="replicate")
+        size = image.shape[-2:]
+        down, across = (max(self.smallest, -(-n // self.divisor) * self.divisor) - n for n in size)
+        if down or across:
+            image = F.pad(image, (0, across, 0, down), mode="replicate")
         output = self.network(image)
         outputs = [output] if isinstance(output, Tensor) else list(output)
-        return [_cut(logits, image.shape[-2:], (height, width)) for logits in outputs]
-
-    def _padded(self, side: int) -> int:
-        return max(self.smallest, -(-side // self.divisor) * self.divisor)
+        return [_cut(logits, image.shape[-2:], size) for logits in outputs]
 
 
 class SupervisedDynUNet(nn.Module):
@@ -100,11 +97,6 @@ def build_model(spec: str, *, num_outputs: int, deep_supervision: bool = False) 
     return _from_smp(arch, encoder=encoder, num_outputs=num_outputs)
 
 
-def parameter_count(model: nn.Module) -> int:
-    """Return how many numbers of `model` are learned."""
-    return sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
-
-
 def _meant(name: str, names: Iterable[str]) -> str:
     known = {item.lower(): item for item in names}
     near = nearest(name.lower(), known)
@@ -141,10 +133,10 @@ def _from_smp(arch: str, *, encoder: str, num_outputs: int) -> Segmenter:
             f'--model smp:{arch} needs segmentation-models-pytorch: pip install "denseloss[smp]"'
         ) from None
 
-    architectures = {cls.__name__.lower(): cls for cls in _smp_architectures(smp)}
-    cls = architectures.get(arch.lower())
+    known = {cls.__name__.lower(): cls for cls in smp.MODEL_ARCHITECTURES_MAPPING.values()}
+    cls = known.get(arch.lower())
     if cls is None:
-        names = [item.__name__ for item in architectures.values()]
+        names = [item.__name__ for item in known.values()]
         raise InputError(
             f"--model smp:{arch}: no such architecture{_meant(arch, names)}; "
             f"there are {', '.join(names)}"
@@ -164,11 +156,6 @@ def _from_smp(arch: str, *, encoder: str, num_outputs: int) -> Segmenter:
         raise InputError(f"--model smp:{arch}:{encoder} cannot be built: {reason}") from error
     smallest = _SMALLEST_SIDE.get(arch.lower(), 2 * _SMP_STRIDE)
     return Segmenter(network, divisor=_SMP_STRIDE, smallest=smallest)
-
-
-def _smp_architectures(smp: object) -> list[type[nn.Module]]:
-    mapping: dict[str, type[nn.Module]] = smp.MODEL_ARCHITECTURES_MAPPING  # type: ignore[attr-defined]
-    return list(mapping.values())
 
 
 def _cut(logits: Tensor, padded: Sequence[int], wanted: Sequence[int]) -> Tensor:

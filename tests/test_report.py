@@ -603,7 +603,7 @@ def test_a_picture_keeps_to_its_size_and_a_page_to_its_bytes(
     html = page.html_page(contents(results, shown))
     counts = re.findall(r"(\d+) more would make the page larger than 3 MB", html)
     assert [int(count) for count in counts] == [12, 2]
-    assert '<section id="gradients"' in html
+    assert '<section id="looks"' in html
 
 
 def test_every_section_with_pictures_keeps_its_first_ones(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -21,6 +21,7 @@ def steps_within(
     slots: int,
     plan: TrainPlan,
     images: int,
+    every: int | None,
 ) -> int:
     """Return how many steps each trial can have.
 
@@ -31,6 +32,7 @@ def steps_within(
         slots: How many run at a time.
         plan: Of a trial: how often it validates depends on its steps.
         images: To train on.
+        every: Steps between validations, where the user says.
 
     Raises:
         InputError: Not even the shortest trials fit.
@@ -41,7 +43,9 @@ def steps_within(
     waves = max(1, math.ceil(trials / slots))
 
     def seconds(steps: int) -> float:
-        validations = math.ceil(steps / plan.with_steps(steps, images=images).val_every)
+        validations = math.ceil(
+            steps / plan.with_steps(steps, images=images, every=every).val_every
+        )
         return waves * (rest + steps * step + validations * validation)
 
     if seconds(_MIN_STEPS) > budget:

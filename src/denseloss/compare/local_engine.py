@@ -147,7 +147,7 @@ class LocalEngine:
             if worker.job is None and worker.process.poll() is None:
                 worker.give(job)
                 return
-        taken = {worker.slot for worker in self._workers}
+        taken = {worker.slot for worker in self._workers if worker.process.poll() is None}
         slot = next(i for i in range(len(taken) + 1) if i not in taken)
         worker = _Worker(self._launch(job, slot), slot, self._answers)
         self._workers.append(worker)

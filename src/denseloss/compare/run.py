@@ -109,10 +109,12 @@ def compare(settings: CompareSettings, *, console: Console | None = None) -> Com
             context = task.context(data)
             if plan.budget:
                 steps = _known_steps(before, plan)
+                every, images = settings.val_every, len(data.train)
                 if steps is None:
                     say("measuring how long a step takes")
-                    steps = _steps_in_budget(plan, engine, folder, data, context)
-                plan = replace(plan, common=plan.common.with_steps(steps, images=len(data.train)))
+                    steps = _steps_in_budget(plan, engine, folder, data, context, every)
+                common = plan.common.with_steps(steps, images=images, every=every)
+                plan = replace(plan, common=common)
             folder.write_config(_config(plan, settings, task, data, context))
             for line in (*_plan_lines(plan, engine, data), *_caveats(plan, data)):
                 say(line)
@@ -319,6 +321,7 @@ def _steps_in_budget(
     folder: ComparisonFolder,
     data: Data,
     context: dict[str, Any],
+    every: int | None,
 ) -> int:
     """Return as many steps for each trial as the budget allows, by timing some."""
     started = time.monotonic()
@@ -339,6 +342,7 @@ def _steps_in_budget(
         slots=engine.slots,
         plan=plan.common,
         images=len(data.train),
+        every=every,
     )
 
 

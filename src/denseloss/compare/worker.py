@@ -6,6 +6,7 @@ whoever started it is gone, and so is the worker.
 """
 
 import contextlib
+import gc
 import json
 import os
 import queue
@@ -250,8 +251,6 @@ def main() -> int:
     A worker that is used again has imported what trials need. It ends after a trial that failed:
     the next one begins with a clean memory.
     """
-    # No library may start its pool of threads before this; torch reads it when it is imported.
-    os.environ.setdefault("OMP_NUM_THREADS", "1")
     answers = os.fdopen(os.dup(sys.stdout.fileno()), "w", encoding="utf-8")
     lines = _jobs_from_parent()
     failed = False
@@ -271,5 +270,7 @@ def main() -> int:
             return _INTERRUPTED
         answers.write(json.dumps(answer) + "\n")
         answers.flush()
+        # A trainer and its loaders hold each other: the processes that load images would live on.
+        gc.collect()
         failed = answer.get("error") is not None
     return 0

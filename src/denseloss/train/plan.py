@@ -92,10 +92,16 @@ class TrainPlan:
         """
         return cls(**{field.name: table[field.name] for field in fields(cls)})
 
-    def with_steps(self, steps: int, *, images: int) -> "TrainPlan":
-        """Return the plan with other steps, and as many validations as they deserve."""
-        every = validations_every(steps, images=images, per_step=self.images_per_step)
-        return replace(self, steps=steps, val_every=every)
+    def with_steps(self, steps: int, *, images: int, every: int | None) -> "TrainPlan":
+        """Return the plan with other steps, and as many validations as they deserve.
+
+        Args:
+            steps: To train.
+            images: To train on.
+            every: Steps between validations, where the user says.
+        """
+        usual = validations_every(steps, images=images, per_step=self.images_per_step)
+        return replace(self, steps=steps, val_every=usual if every is None else min(every, steps))
 
 
 def options_of(task: Task, settings: TrialSettings) -> Any:
@@ -202,9 +208,7 @@ def plan_of(
     if settings.minutes is not None:
         again = known is not None and known.minutes == plan.minutes
         plan = replace(plan, steps=known.steps if known and again else _steps_in(plan, clock))
-    if settings.val_every is not None:
-        return replace(plan, val_every=min(settings.val_every, plan.steps))
-    return plan.with_steps(plan.steps, images=images)
+    return plan.with_steps(plan.steps, images=images, every=settings.val_every)
 
 
 def _plain_options(options: Any) -> dict[str, Any]:

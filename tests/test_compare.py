@@ -294,7 +294,9 @@ def test_a_trial_that_fails_is_reported_and_stops_nobody(
 
 
 # What kills a worker, and what tells it that its machine is taken away.
-@pytest.mark.parametrize("sent", [signal.SIGKILL, signal.SIGTERM])
+@pytest.mark.parametrize(
+    "sent", [signal.SIGKILL, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)]
+)
 def test_ray_runs_the_same_trials_and_survives_a_killed_worker(
     sent: signal.Signals, data: Path, tmp_path: Path
 ) -> None:

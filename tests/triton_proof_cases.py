@@ -58,6 +58,7 @@ def test_a_wrong_operator_is_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
         UserWarning, match="softmax_pass for float32 .* its gradient is off by"
     ) as said:
         ran = backend.which(F.cross_entropy_loss, Z, T)
-    assert len(said) == 1
+    # The interpreter of Triton 3.2 warns, too, of numpy's ways.
+    assert len([one for one in said if "softmax_pass" in str(one.message)]) == 1
     assert ran["softmax_pass"].startswith("reference: its gradient is off by")
     assert set(VERSIONS) >= set(ran)

@@ -447,7 +447,7 @@ def _stoppable(trainer: L.Trainer, folder: RunFolder, records: Records) -> Itera
         yield
     except (KeyboardInterrupt, SIGTERMException, SystemExit, RuntimeError) as stop:
         # Schedulers send SIGTERM to all processes of a job: a loading worker may be gone first.
-        worker = isinstance(stop, RuntimeError) and "killed by signal: Terminated" in str(stop)
+        worker = _is_of_a_stopped_worker(stop)
         if isinstance(stop, RuntimeError) and not worker:
             raise
         # Lightning answers Ctrl-C with sys.exit(1), and leaves Ctrl-C switched off.
@@ -464,6 +464,13 @@ def _stoppable(trainer: L.Trainer, folder: RunFolder, records: Records) -> Itera
     finally:
         if handler is not None:
             signal.signal(signal.SIGINT, handler)
+
+
+def _is_of_a_stopped_worker(error: BaseException | None) -> bool:
+    """Whether an error, or what it came of, is that a loading worker got SIGTERM."""
+    while error is not None and "killed by signal: Terminated" not in str(error):
+        error = error.__cause__ or error.__context__
+    return isinstance(error, RuntimeError)
 
 
 @contextmanager

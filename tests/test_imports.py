@@ -2,6 +2,7 @@
 
 import ast
 import graphlib
+import importlib
 import json
 import subprocess
 import sys
@@ -49,6 +50,12 @@ def test_library_modules_import_without_the_tool(module: str) -> None:
     code = f"import {module}, sys; print([m for m in {heavy} if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize("name", ["train", "compare", "tasks", "data"])
+def test_every_public_name_of_the_tool_is_there(name: str) -> None:
+    module = importlib.import_module(f"denseloss.{name}")
+    assert [n for n in module.__all__ if getattr(module, n, None) is None] == []
 
 
 SOURCES = Path(denseloss.__file__).parents[1]

@@ -496,6 +496,7 @@ def test_a_folder_that_is_not_ours_is_left_alone(folder: Path, tmp_path: Path) -
         ({"batch_size": 0}, "--batch-size 0"),
         ({"seed": -1}, "--seed -1"),
         ({"devices": "all"}, "--devices all"),
+        ({"devices": "2", "average": 0.9}, "--average 0.9 works with one device"),
         ({"precision": "16-mixed"}, "use bf16-mixed"),
         ({"loss": "iou"}, "pairs of boxes"),
         ({"loss": "dise"}, "dice"),

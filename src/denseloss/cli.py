@@ -110,11 +110,11 @@ def check(settings: CheckSettings) -> int:
     """Look at data."""
     from rich.progress import track
 
-    from denseloss.tasks import find, named
+    from denseloss.tasks import asked
 
     console, data = _console(), settings.data
     with _errors_told():
-        task = find(data) if settings.task == "auto" else named(settings.task)
+        task, _ = asked(settings.task, data)
         report = task.check(
             data,
             task.settings() if settings.options is None else settings.options,

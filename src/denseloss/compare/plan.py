@@ -5,6 +5,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from denseloss.compare.settings import CompareSettings
+from denseloss.data.errors import InputError
 from denseloss.tasks import Candidate, Metric, Pooling, Task, named
 from denseloss.train.plan import TrainPlan
 
@@ -127,8 +128,23 @@ class ComparePlan:
         )
 
 
+def metric_of(settings: CompareSettings, metrics: Sequence[Metric]) -> Metric:
+    """Return the metric of the verdict, the first of the task's where none is named.
+
+    Raises:
+        InputError: The task has no such metric, or it is not pooled.
+    """
+    metric = next((m for m in metrics if settings.metric in (None, m.key)), None)
+    if metric is None:
+        there = ", ".join(m.key for m in metrics)
+        raise InputError(f"--metric {settings.metric}: there are {there}")
+    if settings.pooled and "pooled" not in metric.poolings:
+        raise InputError(f"--pooled: {metric.key} is of single images; leave it out")
+    return metric
+
+
 def plan_of(
-    settings: CompareSettings, common: TrainPlan, candidates: Sequence[Candidate]
+    settings: CompareSettings, common: TrainPlan, candidates: Sequence[Candidate], metric: Metric
 ) -> ComparePlan:
     """Put together what was asked and what was decided.
 
@@ -136,9 +152,8 @@ def plan_of(
         settings: What was asked.
         common: The plan of a trial, with everything decided.
         candidates: The losses, the baseline first.
+        metric: Of the verdict.
     """
-    task = named(common.task)
-    metric = next(m for m in task.metrics if settings.metric in (None, m.key))
     return ComparePlan(
         common=replace(common, loss=candidates[0].loss, seed=0),
         candidates=tuple(candidates),

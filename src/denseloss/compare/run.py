@@ -28,12 +28,11 @@ from denseloss.compare.display import Display
 from denseloss.compare.export import write_tables
 from denseloss.compare.folder import ComparisonFolder
 from denseloss.compare.local_engine import Engine, LocalEngine, visible_gpus
-from denseloss.compare.plan import ComparePlan, Trial, plan_of
+from denseloss.compare.plan import ComparePlan, Trial, metric_of, plan_of
 from denseloss.compare.results import Results
 from denseloss.compare.settings import (
     CompareSettings,
     check_compare,
-    check_metric,
     default_out,
     seconds,
 )
@@ -42,12 +41,12 @@ from denseloss.compare.worker import Job
 from denseloss.data.errors import InputError
 from denseloss.report import write_report
 from denseloss.report.numbers import duration
-from denseloss.tasks import Candidate, Data, Split, Task
+from denseloss.tasks import Candidate, Data, Split, Task, asked
 from denseloss.train.errors import InterruptedRunError
 from denseloss.train.folder import FORMAT, to_toml
 from denseloss.train.plan import TrainPlan, accelerator_here, default_size, options_of
 from denseloss.train.plan import plan_of as train_plan_of
-from denseloss.train.run import facts, opened, step_times, task_of
+from denseloss.train.run import facts, opened, step_times
 from denseloss.train.settings import TrainSettings, TrialSettings
 
 _AUTO = "auto"
@@ -90,11 +89,8 @@ def compare(settings: CompareSettings, *, console: Console | None = None) -> Com
     """
     check_compare(settings)
     settings = replace(settings, data=_absolute(settings.data))
-    task, task_name = task_of(settings)
-    check_metric(settings, [metric.key for metric in task.metrics])
-    metric = next(m for m in task.metrics if settings.metric in (None, m.key))
-    if settings.pooled and "pooled" not in metric.poolings:
-        raise InputError(f"--pooled: {metric.key} is of single images; leave it out")
+    task, task_name = asked(settings.task, settings.data)
+    metric = metric_of(settings, task.metrics)
     console = console or Console(quiet=True)
     say = _speaker(console)
     folder = ComparisonFolder(settings.out or default_out(settings))
@@ -105,7 +101,7 @@ def compare(settings: CompareSettings, *, console: Console | None = None) -> Com
         engine = _engine(settings, before, folder)
         try:
             common = _common(settings, task, task_name, data, engine, folder, before, candidates)
-            plan = plan_of(settings, common, candidates)
+            plan = plan_of(settings, common, candidates, metric)
             context = task.context(data)
             if plan.budget:
                 steps = _known_steps(before, plan)

@@ -1,7 +1,6 @@
 """What the user asks of a comparison."""
 
 import re
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -103,16 +102,6 @@ def check_compare(settings: CompareSettings) -> None:
     if settings.address is not None and settings.engine != "ray":
         raise InputError("--address is of a Ray cluster; give --engine ray, too")
     check_trial(settings)
-
-
-def check_metric(settings: CompareSettings, metrics: Sequence[str]) -> None:
-    """Refuse a metric that the task does not have.
-
-    Raises:
-        InputError: With those that there are.
-    """
-    if settings.metric is not None and settings.metric not in metrics:
-        raise InputError(f"--metric {settings.metric}: there are {', '.join(metrics)}")
 
 
 def seconds(text: str) -> float:

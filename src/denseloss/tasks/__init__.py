@@ -56,6 +56,7 @@ __all__ = [
     "Task",
     "Trained",
     "Turn",
+    "asked",
     "find",
     "full_name",
     "named",
@@ -95,6 +96,16 @@ def find(where: str) -> Task:
     others = [name for name in names() if name != DEFAULT]
     found = (task for task in map(named, others) if task.claims(where))
     return next(found, None) or named(DEFAULT)
+
+
+def asked(text: str, where: str) -> tuple[Task, str]:
+    """Return the task of `--task`, for `"auto"` the one that data looks like, and its full name.
+
+    Raises:
+        InputError: There is no such task.
+    """
+    task = find(where) if text == "auto" else named(text)
+    return task, task.name if text == "auto" else full_name(text)
 
 
 def full_name(text: str) -> str:

@@ -3,11 +3,22 @@
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from denseloss.data.errors import InputError
+from denseloss.train.errors import InterruptedRunError
+
 if TYPE_CHECKING:
     from denseloss.train.run import TrainResult, is_first_process, load_run, train
     from denseloss.train.settings import TrainSettings
 
-__all__ = ["TrainResult", "TrainSettings", "is_first_process", "load_run", "train"]
+__all__ = [
+    "InputError",
+    "InterruptedRunError",
+    "TrainResult",
+    "TrainSettings",
+    "is_first_process",
+    "load_run",
+    "train",
+]
 
 
 def __getattr__(name: str) -> Any:

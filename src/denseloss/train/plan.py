@@ -175,13 +175,15 @@ def plan_of(
     epoch = steps_per_epoch(images, per_step)
     steps = settings.epochs * epoch if settings.epochs else settings.steps or DEFAULT_STEPS
     average = defaults.average if settings.average is None else settings.average
+    if average and world_size(settings.devices) > 1:
+        raise InputError(f"--average {average:g} works with one device; give --average 0")
     plan = TrainPlan(
         data=settings.data,
         task=task_name,
         options=_plain_options(options_of(task, settings)),
         loss=str(compose.parse(settings.loss or defaults.loss, mixed=True)),
         seed=settings.seed,
-        split_seed=settings.seed if settings.split_seed is None else settings.split_seed,
+        split_seed=split_of(settings).seed,
         val_share=settings.val_share,
         test_share=settings.test_share,
         steps=steps,
@@ -193,7 +195,7 @@ def plan_of(
         accumulate=settings.accumulate,
         lr=settings.lr or task.learning_rate(model),
         weight_decay=settings.weight_decay,
-        average=0.0 if world_size(settings.devices) > 1 else average,
+        average=average,
         model=model,
         accelerator=accelerator,
         devices=settings.devices,

@@ -30,7 +30,7 @@ from denseloss import compose
 from denseloss.data.errors import InputError
 from denseloss.data.files import UNREADABLE
 from denseloss.data.transforms import mixed
-from denseloss.tasks import Data, Split, Task, find, full_name, named
+from denseloss.tasks import Data, Split, Task, asked, named
 from denseloss.train.curves import draw_curves
 from denseloss.train.errors import InterruptedRunError
 from denseloss.train.folder import FORMAT, RunFolder, difference, to_toml
@@ -83,7 +83,7 @@ def train(settings: TrainSettings, *, console: Console | None = None) -> TrainRe
     """
     check_train(settings)
     console = console or Console(quiet=True)
-    task, task_name = task_of(settings)
+    task, task_name = asked(settings.task, settings.data)
     loss = str(compose.parse(settings.loss or task.defaults.loss, mixed=True))
     folder = RunFolder(settings.out or default_out(replace(settings, loss=loss)))
     # The other processes of a run start when the first has written the configuration.
@@ -200,19 +200,6 @@ def _device(plan: TrainPlan, path: Path) -> str:
     if plan.accelerator == "cpu":
         return "cpu"
     raise InputError(f"{path}: was trained on {plan.accelerator}, which torch does not find here")
-
-
-def task_of(settings: TrialSettings) -> tuple[Task, str]:
-    """Return the task that is asked for or that the data looks like, and its full name.
-
-    Raises:
-        InputError: There is no such task.
-    """
-    if settings.task == "auto":
-        task = find(settings.data)
-        return task, task.name
-    name = full_name(settings.task)
-    return named(name), name
 
 
 def default_out(settings: TrainSettings) -> Path:

@@ -122,11 +122,9 @@ def check_train(settings: TrainSettings) -> None:
     one_of(settings, "steps", "epochs", "minutes")
     positive(settings, "minutes", "lr", "patience", "threads")
     not_negative(settings, "seed", "split_seed", "workers")
-    world = world_size(settings.devices)
+    world_size(settings.devices)
     if settings.minutes is not None and settings.devices != "1":
         raise InputError("--minutes works with one device; give --steps or --epochs with several")
-    if settings.average and world > 1:
-        raise InputError("--average works with one device")
 
 
 def one_of(settings: Any, *names: str) -> None:

@@ -223,6 +223,8 @@ def forest(
                 axes.text(
                     x, top + 0.1, text, ha=align, va="top", fontsize=FONT, transform=across,
                     fontweight=weight, in_layout=False,
+                    # No line runs through the words.
+                    bbox={"facecolor": PAPER, "edgecolor": "none", "pad": 0.5},
                 )  # fmt: skip
             top += len(title) + 0.6
             for line in group.lines:

@@ -3,16 +3,11 @@
 A folder has a class `TASK`, a `Task`. One that lies elsewhere is named as `file.py:Name`.
 """
 
-import hashlib
 import importlib
-import importlib.util
 import inspect
 import pkgutil
-import sys
 from collections.abc import Iterator
-from functools import cache
-from pathlib import Path
-from types import ModuleType
+from typing import Any
 
 from denseloss.contract import nearest
 from denseloss.data.errors import InputError
@@ -33,6 +28,7 @@ from denseloss.tasks.task import (
     Trained,
     Turn,
 )
+from denseloss.user_code import UserCodeError, full_name, module_of
 
 __all__ = [
     "Additive",
@@ -79,8 +75,11 @@ def named(text: str) -> Task:
         InputError: There is no such task, or its file cannot be imported.
     """
     if ":" in text:
-        file, _, name = text.rpartition(":")
-        return _from_file(Path(file).expanduser().absolute(), name, text)
+        try:
+            module = module_of(text)
+        except UserCodeError as error:
+            raise InputError(f"--task {text}: {error}") from error
+        return _made(module, text.rpartition(":")[2], text)
     if text not in names():
         near = nearest(text, names())
         meant = f" (did you mean {near}?)" if near else ""
@@ -108,13 +107,7 @@ def asked(text: str, where: str) -> tuple[Task, str]:
     return task, task.name if text == "auto" else full_name(text)
 
 
-def full_name(text: str) -> str:
-    """Return the name of a task as every process finds it, in whichever folder it runs."""
-    file, colon, name = text.rpartition(":")
-    return f"{Path(file).expanduser().absolute()}:{name}" if colon else text
-
-
-def _made(module: ModuleType, name: str, text: str) -> Task:
+def _made(module: Any, name: str, text: str) -> Task:
     found = getattr(module, name, None)
     if inspect.isclass(found) and issubclass(found, Task):
         found = found()
@@ -145,24 +138,3 @@ def _missing(task: Task) -> Iterator[str]:
         yield "feeds (or criterion)"
     if not (own("image_scores") or (own("meter") and own("measure"))):
         yield "image_scores (or meter and measure)"
-
-
-@cache
-def _from_file(file: Path, name: str, text: str) -> Task:
-    if not file.is_file():
-        raise InputError(f"--task {text}: there is no file {file}; write file.py:Name")
-    # Found by pickle, too, and never another module of the same name.
-    digest = hashlib.blake2b(str(file).encode(), digest_size=4).hexdigest()
-    module_name = f"denseloss_task_{file.stem}_{digest}"
-    spec = importlib.util.spec_from_file_location(module_name, file)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[module_name] = module
-    try:
-        spec.loader.exec_module(module)
-    except Exception as error:
-        del sys.modules[module_name]
-        what = f"{type(error).__name__}: {' '.join(str(error).split())}"
-        raise InputError(f"--task {text}: {file} cannot be imported: {what}") from error
-    return _made(module, name, text)

@@ -809,7 +809,7 @@ def test_half_written_files_of_a_killed_process_are_in_nobodys_way(tmp_path: Pat
     assert files.run.unfinished() is None
     (files.path / "last.ckpt").write_bytes(b"")
     assert files.problem() == "config.toml: is missing"
-    (files.path / "config.toml").write_text("[run]\nformat = 2\n")
+    (files.path / "config.toml").write_text("[run]\nformat = 3\n")
     assert "last.ckpt: cannot be read" in str(files.problem())
     (files.path / "last.ckpt").unlink()
     (files.path / "summary.json").write_text('{"best": {}}')

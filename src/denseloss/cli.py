@@ -16,7 +16,7 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
+from typing import TYPE_CHECKING, Annotated, Any, Literal, get_type_hints
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -138,6 +138,51 @@ def check(settings: CheckSettings) -> int:
     return 0
 
 
+def predict(
+    run: Path,
+    images: tuple[str, ...],
+    /,
+    *,
+    out: Path,
+    probabilities: bool = False,
+    overlays: bool = False,
+    overwrite: bool = False,
+    accelerator: Literal["auto", "cpu", "cuda", "mps"] = "auto",
+) -> int:
+    """Predict images with a trained network, and write masks as those that it was trained on.
+
+    Args:
+        run: The folder of a denseloss train, or of a trial of a denseloss compare.
+        images: Image files, a folder with all that is in it, or a glob such as 'scans/*.png'.
+        out: The folder for the masks; they keep the names of the images, as .png.
+        probabilities: Write each class's probability, too, as 16-bit PNG in which 65535 is 1.
+        overlays: Draw each prediction over its image, too.
+        overwrite: Overwrite masks that are there already.
+        accelerator: What to predict on.
+    """
+    from denseloss.train import predict as predicted
+
+    console = _console()
+    with _errors_told():
+        result = predicted(
+            run,
+            images,
+            out,
+            probabilities=probabilities,
+            overlays=overlays,
+            overwrite=overwrite,
+            accelerator=accelerator,
+            console=console,
+        )
+    _say(console, f"masks: {result.done} in {result.out}")
+    if result.problems:
+        count = len(result.problems)
+        return _complain(
+            f"{count} of {result.done + count} images could not be predicted, listed above"
+        )
+    return 0
+
+
 def report(runs: Path, /) -> int:
     """Make the report of a comparison again, from its folder alone.
 
@@ -235,8 +280,8 @@ def _parsed(words: Sequence[str]) -> Call:
     with _errors_told():
         task = _task_of(words[1:]) if verb in with_settings else None
     verbs = {name: _of_settings(name, task) for name in with_settings}
-    verbs |= {f.__name__: _deferred(f) for f in (report, ls, show, doctor)}
-    order = ("train", "compare", "report", "check", "ls", "show", "doctor")
+    verbs |= {f.__name__: _deferred(f) for f in (predict, report, ls, show, doctor)}
+    order = ("train", "compare", "predict", "report", "check", "ls", "show", "doctor")
     complaint = io.StringIO()
     try:
         with contextlib.redirect_stderr(complaint):

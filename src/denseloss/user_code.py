@@ -4,6 +4,7 @@ import hashlib
 import importlib
 import importlib.util
 import sys
+import traceback
 from functools import cache
 from pathlib import Path
 from types import ModuleType
@@ -59,6 +60,28 @@ def module_of(text: str) -> ModuleType:
     return _from_file(_path(place)) if _is_file(place) else _from_path(place)
 
 
+def said_by(error: BaseException) -> str:
+    """Return what a call of the user's code raised, with the file and line it came from.
+
+    That is the last line of the traceback that is neither of an installed package nor of denseloss;
+    where there is none, the last of all.
+    """
+    frames = traceback.extract_tb(error.__traceback__)
+    own = [f for f in frames if not _FOREIGN.intersection(Path(f.filename).parts) and not _ours(f)]
+    place = ""
+    if frames:
+        frame = (own or frames)[-1]
+        place = f" ({Path(frame.filename).name}, line {frame.lineno})"
+    return f"{_said(error)}{place}"
+
+
+_FOREIGN = {"site-packages", "dist-packages"}
+
+
+def _ours(frame: traceback.FrameSummary) -> bool:
+    return Path(frame.filename).is_relative_to(Path(__file__).parent)
+
+
 def _is_file(place: str) -> bool:
     return place.endswith(".py")
 
@@ -104,5 +127,5 @@ def _from_file(file: Path) -> ModuleType:
     return module
 
 
-def _said(error: Exception) -> str:
+def _said(error: BaseException) -> str:
     return f"{type(error).__name__}: {' '.join(str(error).split())}"

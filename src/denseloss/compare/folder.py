@@ -16,7 +16,8 @@ from denseloss.data.files import write_whole, writing_whole
 from denseloss.tasks import Data
 from denseloss.train.folder import difference, refuse_other_formats, to_toml
 
-_DATA = ("classes", "train", "val", "test", "split")
+# What may change about the data: where it lies, and what is compared by another rule.
+_NOT_BINDING = ("name", "found", "lines", "files")
 
 
 class ComparisonFolder:
@@ -174,5 +175,5 @@ def _binding(config: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
     data = config.get("data", {})
     return {
         "common": config.get("common", {}),
-        "data": {key: data[key] for key in _DATA if key in data},
+        "data": {key: value for key, value in data.items() if key not in _NOT_BINDING},
     }

@@ -46,7 +46,7 @@ from denseloss.train.errors import InterruptedRunError
 from denseloss.train.folder import FORMAT, to_toml
 from denseloss.train.plan import TrainPlan, accelerator_here, default_size, options_of
 from denseloss.train.plan import plan_of as train_plan_of
-from denseloss.train.run import facts, opened, step_times
+from denseloss.train.run import facts, opened, step_times, try_plan
 from denseloss.train.settings import TrainSettings, TrialSettings
 
 _AUTO = "auto"
@@ -102,6 +102,8 @@ def compare(settings: CompareSettings, *, console: Console | None = None) -> Com
         try:
             common = _common(settings, task, task_name, data, engine, folder, before, candidates)
             plan = plan_of(settings, common, candidates, metric)
+            for note in try_plan(common, data):
+                say(note)
             context = task.context(data)
             if plan.budget:
                 steps = _known_steps(before, plan)
@@ -357,7 +359,7 @@ def _config(
             "address": settings.address,
         },
         "data": {
-            **facts(data),
+            **facts(task, data),
             "lines": data.describe(),
             "files": task.digest(data),
         },

@@ -11,7 +11,9 @@ STD = (0.229, 0.224, 0.225)
 def normalise(image: Tensor) -> Tensor:
     """`uint8[*n 3 h w]` (0 to 255) to `float32`, with ImageNet's mean and deviation."""
     scaled: Tensor = v2.functional.to_dtype(image, torch.float32, scale=True)
-    return (scaled - scaled.new_tensor(MEAN).view(3, 1, 1)) / scaled.new_tensor(STD).view(3, 1, 1)
+    mean, std = (scaled.new_tensor(values).view(3, 1, 1) for values in (MEAN, STD))
+    # In place where it is a copy anyway: of a large image, each more takes hundreds of megabytes.
+    return (scaled - mean if scaled is image else scaled.sub_(mean)).div_(std)
 
 
 def denormalise(image: Tensor) -> Tensor:

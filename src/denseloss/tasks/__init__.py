@@ -13,6 +13,7 @@ from denseloss.contract import nearest
 from denseloss.data.errors import InputError
 from denseloss.tasks.criterion import Criterion, CriterionByKinds, Feed
 from denseloss.tasks.evidence import Evidence, LossEvidence
+from denseloss.tasks.predictor import Predictor
 from denseloss.tasks.scores import Additive, Metric, Pooling, Scored
 from denseloss.tasks.task import (
     Candidate,
@@ -45,6 +46,7 @@ __all__ = [
     "Metric",
     "NoSettings",
     "Pooling",
+    "Predictor",
     "Progress",
     "Scored",
     "Split",

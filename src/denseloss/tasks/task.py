@@ -14,10 +14,12 @@ from torch.utils._pytree import tree_map_only
 from torch.utils.data import default_collate
 
 from denseloss.compose import WeightedSum
-from denseloss.data.errors import DataError
+from denseloss.data.errors import DataError, InputError
 from denseloss.report.sections import Section
+from denseloss.tasks import pretrained
 from denseloss.tasks.criterion import Batch, CriterionByKinds, Feed
 from denseloss.tasks.evidence import Evidence
+from denseloss.tasks.predictor import Predictor
 from denseloss.tasks.scores import Metric, Pooling, Scored, mean_over_images
 
 Progress = Callable[[Iterable[Any]], Iterable[Any]]
@@ -275,6 +277,15 @@ class Task:
             return DataReport(where=where, data=None, problems=(str(error),))
         return DataReport(where=where, data=data)
 
+    def facts(self, data: Any) -> dict[str, Any]:
+        """Return what a run keeps of its data, in `config.toml`: plain values.
+
+        The keys are always the same; None stands for what the data does not have. A run is resumed
+        only with data of the same facts, and predicts from them, without data.
+        """
+        del data
+        return {}
+
     def digest(self, data: Any) -> str:
         """Return what changes when samples, their split or their truth change."""
         text = "\n\n".join(
@@ -323,6 +334,40 @@ class Task:
         """
         raise NotImplementedError
 
+    def pretrain(self, network: nn.Module, weights: str, *, model: str) -> tuple[str, ...]:
+        """Load the weights that a network starts from, and return what is to be said about them.
+
+        Args:
+            network: What `network` built.
+            weights: A file, or the name of weights that come with networks of this task.
+            model: What the network was built from.
+
+        Raises:
+            InputError: There are no such weights, they cannot be read, or they do not fit.
+        """
+        if not pretrained.is_file(weights):
+            raise InputError(f"--weights {weights}: {self.name} has no such weights; give a file")
+        del model
+        return pretrained.load_file(network, weights)
+
+    def try_out(
+        self, network: nn.Module, data: Any, criterion: Any, *, model: str, size: int
+    ) -> tuple[str, ...]:
+        """Try a network before it is trained, and return what is to be said about it.
+
+        Args:
+            network: What `network` built.
+            data: That was opened.
+            criterion: The loss.
+            model: What the network was built from.
+            size: Side of a training square in pixels.
+
+        Raises:
+            InputError: It does not give what the loss takes.
+        """
+        del network, data, criterion, model, size
+        return ()
+
     def criterion(self, weighted_sum: WeightedSum, data: Any) -> Any:
         """Return the loss: a Module that maps (outputs, batch) to its weighted terms.
 
@@ -367,6 +412,28 @@ class Task:
             torch.manual_seed(0)
             outputs = self.network(model, data, criterion, options)(batch["image"])
         return tree_map_only(Tensor, Tensor.detach, outputs), batch
+
+    def outputs(self, criterion: Any) -> dict[str, Any]:
+        """Return what a run keeps of how a network's outputs are read: plain values."""
+        del criterion
+        return {}
+
+    def predictor(
+        self, model: str, options: Any, facts: Mapping[str, Any], outputs: Mapping[str, Any]
+    ) -> Predictor:
+        """Return a network with its preprocessing, made from what a run keeps.
+
+        Args:
+            model: What the network is built from.
+            options: The task's `settings`.
+            facts: Of the function of that name.
+            outputs: Of the function of that name.
+
+        Raises:
+            InputError: The task cannot predict, or the network cannot be built.
+        """
+        del model, options, facts, outputs
+        raise InputError(f"the task {self.name} cannot predict: it has no `predictor`")
 
     def draw_samples(self, trained: Trained, data: Any, path: Path) -> None:
         """Draw what a network makes of some validation images; a task may have no such picture."""

@@ -15,9 +15,9 @@ from denseloss.data.files import write_whole
 
 Table = Mapping[str, Any]
 
-FORMAT = 2
-"""Of the folders of runs and comparisons. 1 was that of development versions up to November 2026;
-its columns and settings had other names."""
+FORMAT = 3
+"""Of the folders of runs and comparisons. 1 and 2 were those of development versions up to November
+2026: they say less of the data, and their columns and settings had other names."""
 
 
 class RunFolder:

@@ -15,11 +15,11 @@ from denseloss import distributed
 from denseloss.data.transforms import mixed
 from denseloss.tasks import Turn
 from denseloss.train.errors import DivergedError
+from denseloss.train.precision import AUTOCAST
 from denseloss.train.schedule import Schedule
 
 # Asking a GPU for a value makes it wait, so its losses are looked at in groups of this many steps.
 _FINITE_CHECK_STEPS = 20
-_AUTOCAST = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}
 
 
 class TrainingModule(L.LightningModule):
@@ -76,7 +76,7 @@ class TrainingModule(L.LightningModule):
             return self(image)
 
     def _autocast(self) -> AbstractContextManager[Any]:
-        dtype = _AUTOCAST.get(self.precision)
+        dtype = AUTOCAST.get(self.precision)
         return torch.autocast(self.device.type, dtype=dtype) if dtype else nullcontext()
 
     def on_train_epoch_start(self) -> None:

@@ -1,7 +1,7 @@
 """Settings become a plan, once: in a plan nothing is left to be decided."""
 
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
@@ -10,7 +10,7 @@ from torch import nn
 
 from denseloss import compose
 from denseloss.data.errors import InputError
-from denseloss.tasks import Data, Split, Task, named
+from denseloss.tasks import Data, Split, Task, full_name, named, pretrained
 from denseloss.train.precision import faster
 from denseloss.train.schedule import Schedule, steps_per_epoch
 from denseloss.train.settings import Precision, TrainSettings, TrialSettings, world_size
@@ -34,6 +34,8 @@ class TrainPlan:
         task: Its full name.
         options: The task's own, by name.
         loss: The expression, in its one form.
+        weights: That the network starts from: a file, or their name; empty for random ones.
+        weights_digest: Of the contents of the file.
         minutes: After which to stop, 0 for no such limit; the steps are planned for it.
         patience: Validations without a better score after which to stop, 0 for no such limit.
     """
@@ -57,6 +59,8 @@ class TrainPlan:
     weight_decay: float
     average: float
     model: str
+    weights: str
+    weights_digest: str
     accelerator: str
     devices: str
     precision: str
@@ -163,7 +167,8 @@ def plan_of(
     accelerator: str = settings.accelerator
     if not elsewhere or accelerator == "auto":
         accelerator = accelerator_here(accelerator)
-    model = settings.model or defaults.model
+    model = full_name(settings.model or defaults.model)
+    weights = pretrained.full_path(settings.weights or "")
     batch_size = settings.batch_size or defaults.batch_size
     if settings.accumulate > batch_size:
         raise InputError(
@@ -197,6 +202,8 @@ def plan_of(
         weight_decay=settings.weight_decay,
         average=average,
         model=model,
+        weights=weights,
+        weights_digest=pretrained.digest(weights),
         accelerator=accelerator,
         devices=settings.devices,
         precision=_precision(settings.precision, accelerator),
@@ -288,13 +295,32 @@ def default_size(task: Task, data: Data) -> int:
 
 
 def plan_lines(
-    plan: TrainPlan, task: Task, data: Data, network: nn.Module, criterion: Any
+    plan: TrainPlan,
+    task: Task,
+    data: Data,
+    network: nn.Module,
+    criterion: Any,
+    *,
+    notes: Sequence[str] = (),
 ) -> Iterator[str]:
-    """Say in plain words what is going to be done."""
+    """Say in plain words what is going to be done.
+
+    Args:
+        plan: What it is.
+        task: Of the data.
+        data: That was opened.
+        network: As it was built.
+        criterion: The loss.
+        notes: On the network and its weights.
+    """
     told = [f"{k}={v}" for k, v in plan.options.items() if v != getattr(task.settings(), k)]
     count = sum(p.numel() for p in network.parameters() if p.requires_grad)
     size = f"{count / 1e6:.2f} million" if count > 1e4 else str(count)
-    yield f"model: {plan.model}, {size} parameters, random weights"
+    yield (
+        f"model: {plan.model}, {size} parameters, "
+        + (f"weights {plan.weights}" if plan.weights else "random weights")
+    )
+    yield from (f"  {note}" for note in notes)
     if told:
         yield f"options: {', '.join(told)}"
     yield f"loss: {plan.loss}"

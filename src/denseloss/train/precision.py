@@ -14,6 +14,9 @@ import torch
 from denseloss.data.files import write_whole
 from denseloss.train.errors import DivergedError
 
+AUTOCAST = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}
+"""What the network computes in, by the name of Lightning's precision; others are float32."""
+
 
 def faster(kind: Mapping[str, Any], seconds_of: Callable[[str], float]) -> str:
     """Return the precision whose steps are shorter here: what a CPU promises is not believed.

@@ -30,7 +30,7 @@ from denseloss import compose
 from denseloss.data.errors import InputError
 from denseloss.data.files import UNREADABLE
 from denseloss.data.transforms import mixed
-from denseloss.tasks import Data, Split, Task, asked, named
+from denseloss.tasks import Data, Split, Task, asked, named, pretrained
 from denseloss.train.curves import draw_curves
 from denseloss.train.errors import InterruptedRunError
 from denseloss.train.folder import FORMAT, RunFolder, difference, to_toml
@@ -123,11 +123,12 @@ def run(
     with _quiet_lightning(), _explained():
         before = folder.unfinished() if first else folder.config()
         module, loading = _prepared(plan, task, data)
+        notes = _begun_with(module, plan, task, data)
         trainer, records = _trainer(plan, task, folder, loading, console)
         if first:
-            _start(folder, before, _config(plan, data))
+            _start(folder, before, _config(plan, task, data, module.criterion))
         for line in (
-            *plan_lines(plan, task, data, module.model, module.criterion),
+            *plan_lines(plan, task, data, module.model, module.criterion, notes=notes),
             f"out: {folder.path}",
         ):
             console.print(line, highlight=False, markup=False, soft_wrap=True)
@@ -171,12 +172,14 @@ def load_run(
     try:
         config = folder.config()
         plan = TrainPlan.from_table(config["settings"])
-        changed = difference({"data": config["data"]}, {"data": facts(data)}, only=("classes",))
-        if changed is not None:
+        task = named(plan.task)
+        known = task.facts(data)
+        changed = known and difference(config, _as_read({"data": known}), only=tuple(known))
+        if changed:
             raise InputError(f"{path}: was trained on other data: {changed}")
         # The weights are overwritten; whoever draws from the generator next must not notice.
         with torch.random.fork_rng(devices=[]):
-            module, _ = _prepared(plan, named(plan.task), data)
+            module, _ = _prepared(plan, task, data)
         best = torch.load(folder.best_file, map_location="cpu", weights_only=True)
         module.load_state_dict(best["state_dict"])
     except InputError:
@@ -274,15 +277,58 @@ def _prepared(plan: TrainPlan, task: Task, data: Data) -> tuple[TrainingModule, 
 
 def _times(plan: TrainPlan, task: Task, data: Data) -> tuple[float, float]:
     module, loading = _prepared(plan, task, data)
+    task.try_out(module.model, data, module.criterion, model=plan.model, size=plan.size)
     return seconds_of_parts(module, loading, trainer_options=_trainer_options(plan))
 
 
-def facts(data: Data) -> dict[str, Any]:
+def _begun_with(module: TrainingModule, plan: TrainPlan, task: Task, data: Data) -> tuple[str, ...]:
+    """Load the weights that a plan begins with, try the network, and return what is to be said.
+
+    Args:
+        module: With random weights.
+        plan: Of the run.
+        task: Of the data.
+        data: That was opened.
+
+    Raises:
+        InputError: The weights do not fit, or the network does not give what the loss takes.
+    """
+    notes: tuple[str, ...] = ()
+    if plan.weights:
+        if pretrained.digest(plan.weights) != plan.weights_digest:
+            raise InputError(
+                f"--weights {plan.weights}: the file was changed since the run was planned; put it "
+                "back, or begin another run"
+            )
+        notes = task.pretrain(module.model, plan.weights, model=plan.model)
+    tried = task.try_out(module.model, data, module.criterion, model=plan.model, size=plan.size)
+    return (*notes, *tried)
+
+
+def try_plan(plan: TrainPlan, data: Data) -> tuple[str, ...]:
+    """Build the network of a plan, load its weights and try it; nothing is left behind.
+
+    Returns:
+        What is to be said about it.
+
+    Raises:
+        InputError: It cannot be trained.
+    """
+    task, threads = named(plan.task), torch.get_num_threads()
+    try:
+        with torch.random.fork_rng(devices=[]):
+            module, _ = _prepared(plan, task, data)
+            return _begun_with(module, plan, task, data)
+    finally:
+        torch.set_num_threads(threads)
+
+
+def facts(task: Task, data: Data) -> dict[str, Any]:
     """Return what a configuration says of the data."""
     return {
         "name": data.name,
         "found": data.source,
-        "classes": list(getattr(data, "class_names", ())),
+        **task.facts(data),
         "train": len(data.train),
         "val": len(data.val),
         "test": len(data.test),
@@ -290,10 +336,11 @@ def facts(data: Data) -> dict[str, Any]:
     }
 
 
-def _config(plan: TrainPlan, data: Data) -> dict[str, dict[str, Any]]:
+def _config(plan: TrainPlan, task: Task, data: Data, criterion: Any) -> dict[str, dict[str, Any]]:
     config = {
         "settings": plan.to_table(),
-        "data": facts(data),
+        "data": facts(task, data),
+        "outputs": task.outputs(criterion),
         "run": {
             "format": FORMAT,
             "command": shlex.join(["denseloss", *sys.argv[1:]]),
@@ -303,7 +350,11 @@ def _config(plan: TrainPlan, data: Data) -> dict[str, dict[str, Any]]:
             **{name: version(name) for name in ("denseloss", "torch", "lightning", "monai")},
         },
     }
-    # As it will be read back: a tuple becomes a list.
+    return _as_read(config)
+
+
+def _as_read(config: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    """Return a configuration as it will be read back: a tuple becomes a list."""
     return tomllib.loads(to_toml(config))
 
 

@@ -29,8 +29,11 @@ class TrialSettings:
         weight_decay: Weight decay of AdamW.
         average: Decay of an average of the weights, such as 0.999, which is then what is
             validated; 0 for none.
-        model: The network; for segmentation dynunet, or smp:ARCH:ENCODER
-            (segmentation-models-pytorch).
+        model: The network; for segmentation dynunet, smp:ARCH:ENCODER
+            (segmentation-models-pytorch), or file.py:name of your own: a function of the numbers of
+            input channels and outputs that returns a Module, which gives logits [n c h w].
+        weights: What the network starts from: a file of weights, such as best.ckpt of a run, or
+            imagenet with smp:ARCH:ENCODER; by default random weights.
         val_share: Share of the images to validate on where the data has no split.
         test_share: Share of the images to hold out where the data has no test split.
         val_every: Steps between validations; by default about 20 validations in all.
@@ -50,6 +53,7 @@ class TrialSettings:
     weight_decay: float = 1e-4
     average: float | None = None
     model: str | None = None
+    weights: str | None = None
     val_share: float = 0.2
     test_share: float = 0.0
     val_every: int | None = None

@@ -19,6 +19,7 @@ from denseloss.tasks.scores import Additive, Metric, Pooling, divided, mean_over
 from denseloss.tasks.segmentation.criterion import at_size, decided
 from denseloss.tasks.segmentation.data import SegmentationData
 from denseloss.tasks.segmentation.labels import Mode
+from denseloss.tasks.segmentation.tiles import rows_at_a_time
 from denseloss.tasks.task import Trained
 
 Floats = NDArray[np.float64]
@@ -233,21 +234,28 @@ def measure(
     for place, sample in enumerate(samples):
         image, mask = data.read(sample)
         logits = whole_logits(trained, normalise(image), mask.shape)
-        if not bool(logits.isfinite().all()):
-            raise ValueError(f"{sample.name}: the network's logits are not finite numbers")
+        del image
         truth = mask.numpy()
-        prediction = decided(logits, data.mode)[0].cpu().numpy().astype(np.uint8)
+        prediction = np.empty_like(truth)
+        # Of a large image a part at a time: float64 probabilities take several times its memory.
+        for rows in rows_at_a_time(truth.shape):
+            part, known = logits[:, :, rows], truth[rows] != VOID
+            if not bool(part.isfinite().all()):
+                raise ValueError(f"{sample.name}: the network's logits are not finite numbers")
+            prediction[rows] = decided(part, data.mode)[0].cpu().numpy()
+            probability = probabilities(part, link=trained.criterion.link).numpy()[:, known]
+            seen = truth[rows][known], prediction[rows][known]
+            found["reliability"][place] += _reliability(probability, *seen, mode=data.mode)
+            found["histogram"] += _histogram(probability, seen[0])
+        del logits
         known = truth != VOID
-        seen = np.where(known, prediction, VOID).astype(np.uint8)
-        probability = probabilities(logits, link=trained.criterion.link).numpy()[:, known]
+        seen_prediction = np.where(known, prediction, VOID).astype(np.uint8)
         confusion = _confusion(truth[known], prediction[known], classes=classes)
         found["confusion"][place] = confusion
-        found["boundary"][place], found["hd95"][place] = _boundaries(truth, seen, confusion)
-        found["objects"][place] = _objects(truth, seen, size_limits, classes=classes)
-        found["reliability"][place] = _reliability(
-            probability, truth[known], prediction[known], mode=data.mode
+        found["boundary"][place], found["hd95"][place] = _boundaries(
+            truth, seen_prediction, confusion
         )
-        found["histogram"] += _histogram(probability, truth[known])
+        found["objects"][place] = _objects(truth, seen_prediction, size_limits, classes=classes)
         if place in kept:
             predictions[place] = prediction
     return Measured(

@@ -8,6 +8,7 @@ from denseloss.tasks.criterion import Batch
 from denseloss.tasks.segmentation.criterion import at_size, decided
 from denseloss.tasks.segmentation.data import SegmentationData
 from denseloss.tasks.segmentation.measure import overlap_scores
+from denseloss.tasks.segmentation.tiles import rows_at_a_time
 
 
 class OverlapMeter(nn.Module):
@@ -29,7 +30,8 @@ class OverlapMeter(nn.Module):
         mask: Tensor = batch["mask"]
         logits = at_size(outputs[0].float(), mask.shape[-2:])
         mask = mask.masked_fill(batch["counts"].view(-1, 1, 1) == 0, VOID)
-        self._confusion.update(decided(logits, self._data.mode), mask)
+        for rows in rows_at_a_time(mask.shape[-2:]):
+            self._confusion.update(decided(logits[:, :, rows], self._data.mode), mask[:, rows])
 
     def compute(self) -> dict[str, float]:
         """Return the scores by their columns in `metrics.csv`."""

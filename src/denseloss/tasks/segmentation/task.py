@@ -16,9 +16,10 @@ from denseloss.compose import WeightedSum
 from denseloss.data.samples import VOID, Sample, evenly
 from denseloss.data.transforms import denormalise
 from denseloss.report.sections import Section
+from denseloss.tasks import pretrained
 from denseloss.tasks.evidence import Evidence
 from denseloss.tasks.scores import Additive, Metric, Pooling
-from denseloss.tasks.segmentation import cases, gradient_maps, measure
+from denseloss.tasks.segmentation import cases, gradient_maps, measure, predict, tiles
 from denseloss.tasks.segmentation.check import SegmentationReport, check_data
 from denseloss.tasks.segmentation.criterion import SegmentationCriterion, at_size, decided
 from denseloss.tasks.segmentation.data import SegmentationData, open_data
@@ -26,7 +27,13 @@ from denseloss.tasks.segmentation.dataset import SegmentationDataset
 from denseloss.tasks.segmentation.details import SegmentationDetails, details
 from denseloss.tasks.segmentation.fingerprint import fingerprint
 from denseloss.tasks.segmentation.measure import METRICS, Measured, overlap_scores
-from denseloss.tasks.segmentation.network import Segmenter, build_model
+from denseloss.tasks.segmentation.network import (
+    Segmenter,
+    build_model,
+    load_encoder,
+    of_the_user,
+    try_out,
+)
 from denseloss.tasks.segmentation.pictures import Sampled, draw_samples
 from denseloss.tasks.segmentation.recommend import recommended
 from denseloss.tasks.segmentation.sections import sections
@@ -45,6 +52,8 @@ from denseloss.tasks.task import (
 # Measured on budgets of some hundred steps. Instance norm makes DynUNet indifferent to the scale of
 # its weights, so that it takes, and needs, large steps.
 _LR = {"dynunet": 5e-3, "smp": 2e-3}
+# Of a network that nobody here has seen: AdamW's own.
+_LR_OF_OTHERS = 1e-3
 _SAMPLES = 5
 
 
@@ -113,6 +122,10 @@ class Segmentation(Task):
         """Look at every image and mask."""
         return check_data(where, **options.as_asked(), progress=progress)
 
+    def facts(self, data: SegmentationData) -> dict[str, Any]:
+        """Return the classes, what they are in the masks, and how images are read."""
+        return predict.facts(data)
+
     def digest(self, data: SegmentationData) -> str:
         """Return what changes with the images there are, their split and what the masks say.
 
@@ -144,6 +157,8 @@ class Segmentation(Task):
 
     def learning_rate(self, model: str) -> float:
         """Return what the family of the network needs."""
+        if of_the_user(model):
+            return _LR_OF_OTHERS
         return _LR.get(model.partition(":")[0], self.defaults.lr)
 
     def network(
@@ -153,13 +168,44 @@ class Segmentation(Task):
         criterion: SegmentationCriterion,
         options: SegmentationSettings,
     ) -> Segmenter:
-        """Build DynUNet, or one of segmentation-models-pytorch."""
+        """Build DynUNet, one of segmentation-models-pytorch, or the user's own."""
         del data
         return build_model(
             model,
             num_outputs=criterion.num_outputs,
             deep_supervision=options.deep_supervision,
         )
+
+    def pretrain(self, network: nn.Module, weights: str, *, model: str) -> tuple[str, ...]:
+        """Load the weights of a file, or of an encoder of segmentation-models-pytorch."""
+        assert isinstance(network, Segmenter)
+        if pretrained.is_file(weights):
+            return pretrained.load_file(network, weights)
+        return load_encoder(network, model, weights)
+
+    def try_out(
+        self,
+        network: nn.Module,
+        data: SegmentationData,
+        criterion: SegmentationCriterion,
+        *,
+        model: str,
+        size: int,
+    ) -> tuple[str, ...]:
+        """Try a network of the user's own; say how large images are predicted."""
+        sizes = [(height, width) for width, height in data.sizes]
+        if of_the_user(model):
+            assert isinstance(network, Segmenter)
+            small = [s for s in sizes if not tiles.is_large(s)] or [(tiles.TILE, tiles.TILE)]
+            # One that differs from what was trained on, where there is one: some networks take a
+            # single size.
+            image = min(small, key=lambda s: (s == (size, size), s[0] * s[1]))
+            outputs = criterion.num_outputs
+            try_out(network, model, num_outputs=outputs, square=size, image=image)
+        large = sum(count for (w, h), count in data.sizes.items() if tiles.is_large((h, w)))
+        if not large:
+            return ()
+        return (f"tiles: {tiles.RULE}: {large} of {sum(data.sizes.values())} here",)
 
     def criterion(self, weighted_sum: WeightedSum, data: SegmentationData) -> SegmentationCriterion:
         """Return the loss as the masks need it."""
@@ -184,6 +230,24 @@ class Segmentation(Task):
         """Return logits that are mostly right on smooth regions of each class."""
         del model, options
         return made_up((batch_size, criterion.num_outputs, size, size), shares=data.class_share)
+
+    def outputs(self, criterion: SegmentationCriterion) -> dict[str, Any]:
+        """Return what makes logits probabilities."""
+        return {"link": criterion.link}
+
+    def predictor(
+        self,
+        model: str,
+        options: SegmentationSettings,
+        facts: Mapping[str, Any],
+        outputs: Mapping[str, Any],
+    ) -> predict.SegmentationPredictor:
+        """Return a network that gives masks."""
+        channels = 1 if facts["mode"] == "binary" else len(facts["classes"])
+        network = build_model(
+            model, num_outputs=channels, deep_supervision=options.deep_supervision
+        )
+        return predict.SegmentationPredictor(network, facts, link=outputs["link"])
 
     def draw_samples(self, trained: Trained, data: SegmentationData, path: Path) -> None:
         """Draw image, truth, prediction and error of validation images, chosen by their place."""

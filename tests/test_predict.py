@@ -352,7 +352,8 @@ def test_load_gives_what_was_measured(blobs: Path) -> None:
 
 def test_the_example_exports_a_program(blobs: Path, tmp_path: Path) -> None:
     spec = importlib.util.spec_from_file_location("export", EXAMPLES / "export.py")
-    assert spec is not None and spec.loader is not None
+    assert spec is not None
+    assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     module.export(blobs, tmp_path / "net.pt2", height=40, width=56)
@@ -511,7 +512,7 @@ def test_a_large_image_is_measured_as_if_it_were_small(
     _, module = load_run(out, data)
     # The same logits both times: only what is made of them goes part by part.
     whole = module.model.whole
-    monkeypatch.setattr(type(module.model), "forward", lambda self, image: whole(image))
+    monkeypatch.setattr(type(module.model), "forward", lambda _, image: whole(image))
     in_parts = measure(module, data, data.test, size_limits=(20.0, 60.0), keep=1)
     batch = {"mask": torch.stack([data.mask(s).long() for s in data.test])}
     batch["counts"] = torch.ones(len(data.test))

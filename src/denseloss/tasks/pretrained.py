@@ -135,7 +135,8 @@ def _read(file: Path) -> dict[str, Tensor]:
         raise
     except UNREADABLE as error:
         why = " ".join(str(error).split())[:160]
-        if "weights_only" in why.lower() or "weights only" in why.lower():
+        # torch's words for a pickle that asks for more than tensors.
+        if "unsupported global" in str(error).lower():
             raise InputError(
                 f"{text}: holds more than tensors, such as a whole pickled model, which could run "
                 "code; save model.state_dict() instead"

@@ -204,7 +204,7 @@ WRONG = {
     "Whole": r"got int64\[2, 1, 64, 64\]",
     "Loose": "have no gradient",
     "Some": r"does not work for training squares of 64 pixels, tried with "
-    r"float32\[2, 3, 64, 64\]: it raised ValueError: not for 64 \(my_models.py, line 6\d\)",
+    r"float32\[2, 3, 64, 64\]: it raised ValueError: not for 64 \(my_models.py, line \d+\)",
 }
 
 
@@ -358,7 +358,8 @@ def test_a_file_that_cannot_be_used_is_one_line(
     ("weights", "model", "message"),
     [
         ("nowhere.pt", "dynunet", "cannot be read .No such file"),
-        (".", "dynunet", "is a folder"),
+        ("./", "dynunet", "dynunet has no such weights"),
+        ("/usr/", "dynunet", "is a folder; give a file"),
         ("imagenet", "dynunet", "dynunet has no such weights, only smp:ARCH:ENCODER has"),
         ("imagenett", "smp:Unet:resnet18", "resnet18 has imagenet"),
         ("imagenet", "smp:Unet:dpn107", r"dpn107 has imagenet\+5k"),

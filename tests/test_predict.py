@@ -305,6 +305,18 @@ def test_a_broken_image_is_named_and_the_others_go_on(
     assert files(tmp_path / "o") == {"a.png", "deep/a.png", "deep/er/c.png"}
 
 
+def test_an_unfinished_run_predicts_and_is_called_so(
+    blobs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    root, run = images_in(tmp_path / "scans"), tmp_path / "run"
+    shutil.copytree(blobs, run)
+    (run / "summary.json").unlink()
+    assert cli.main(["predict", str(run), str(root), "--out", str(tmp_path / "o")]) == 0
+    assert "this run is not finished" in capsys.readouterr().out
+    (run / "best.ckpt").unlink()
+    assert "best.ckpt: is missing" in refused(capsys, run, root, "--out", tmp_path / "o2")
+
+
 def test_what_cannot_be_predicted_is_one_line(
     blobs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -23,7 +23,7 @@ def is_file(weights: str) -> bool:
     if not weights:
         return False
     path = Path(weights)
-    return path.suffix.lower() in _SUFFIXES or len(path.parts) > 1 or path.expanduser().exists()
+    return path.suffix.lower() in _SUFFIXES or len(path.parts) > 1 or path.is_file()
 
 
 def full_path(weights: str) -> str:

@@ -137,6 +137,8 @@ def predict(
     def say(line: str) -> None:
         console.print(line, highlight=False, markup=False, soft_wrap=True)
 
+    if not RunFolder(Path(run)).summary_file.exists():
+        say("note: this run is not finished; its best validation so far predicts")
     problems: list[str] = []
     notes: set[str] = set()
     for image in track(found, "predicting", console=console, disable=not console.is_terminal):

@@ -24,6 +24,8 @@ def trial_plan(**changed: object) -> TrainPlan:
         "weight_decay": 1e-4,
         "average": 0.0,
         "model": "dynunet",
+        "weights": "",
+        "weights_digest": "",
         "accelerator": "cpu",
         "devices": "1",
         "precision": "32-true",

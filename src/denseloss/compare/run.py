@@ -44,7 +44,13 @@ from denseloss.report.numbers import duration
 from denseloss.tasks import Candidate, Data, Split, Task, asked
 from denseloss.train.errors import InterruptedRunError
 from denseloss.train.folder import FORMAT, to_toml
-from denseloss.train.plan import TrainPlan, accelerator_here, default_size, options_of
+from denseloss.train.plan import (
+    TrainPlan,
+    accelerator_here,
+    default_size,
+    options_of,
+    plan_notes,
+)
 from denseloss.train.plan import plan_of as train_plan_of
 from denseloss.train.run import facts, opened, step_times
 from denseloss.train.settings import TrainSettings, TrialSettings
@@ -94,7 +100,7 @@ def compare(settings: CompareSettings, *, console: Console | None = None) -> Com
     console = console or Console(quiet=True)
     say = _speaker(console)
     folder = ComparisonFolder(settings.out or default_out(settings))
-    with folder.locked(), _stoppable(folder), _writable(folder):
+    with _stoppable(folder), folder.locked(say=say), _writable(folder):
         before = folder.config()
         data = _open(settings, task, console)
         candidates = _candidates(settings, task, data)
@@ -395,6 +401,7 @@ def _plan_lines(plan: ComparePlan, engine: Engine, data: Data) -> Iterator[str]:
         f"{of_rates}: {plan.trials} trials of {plan.common.steps} steps"
     )
     yield f"machine: {engine.name}, precision {plan.common.precision} (losses in float32)"
+    yield from plan_notes(plan.common, plan.task, data)
 
 
 def _notes(plan: ComparePlan, loss: str, data: Data) -> tuple[str, ...]:
@@ -536,6 +543,8 @@ def _writable(folder: ComparisonFolder) -> Iterator[None]:
     """Say in one line that the folder cannot be written any more."""
     try:
         yield
+    except BrokenPipeError:  # of the screen
+        raise
     except OSError as error:
         raise InputError(
             f"{folder.path}: {error.strerror or error}"

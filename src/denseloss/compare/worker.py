@@ -27,6 +27,8 @@ from denseloss.tasks import Data
 from denseloss.train.plan import TrainPlan
 
 _INTERRUPTED = 3
+# A file server takes a while to notice that a machine is gone.
+_PATIENCE_SECONDS = 120.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,12 +87,13 @@ def run_trial(job: Job) -> Failed | None:
 
     folder = TrialFolder(job.root, job.trial)
     try:
-        broken = folder.problem()
-        if broken is not None:
-            print(f"{broken}; set aside as {folder.set_aside()}", flush=True)
-        data = _data_of(job)
-        _train(job, folder, data, Console())
-        _measure(job, folder, data)
+        with folder.run.locked(patience=_PATIENCE_SECONDS, say=print):
+            broken = folder.problem()
+            if broken is not None:
+                print(f"{broken}; set aside as {folder.set_aside()}", flush=True)
+            data = _data_of(job)
+            _train(job, folder, data, Console())
+            _measure(job, folder, data)
     except InterruptedRunError:
         raise
     except DivergedError as error:

@@ -3,7 +3,8 @@
 import os
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, fields, replace
-from typing import Any
+from pathlib import Path
+from typing import Any, get_type_hints
 
 import torch
 from torch import nn
@@ -13,7 +14,7 @@ from denseloss.data.errors import InputError
 from denseloss.tasks import Data, Split, Task, named
 from denseloss.train.precision import faster
 from denseloss.train.schedule import Schedule, steps_per_epoch
-from denseloss.train.settings import Precision, TrainSettings, TrialSettings, world_size
+from denseloss.train.settings import MOST, Precision, TrainSettings, TrialSettings, world_size
 
 DEFAULT_STEPS = 500
 VALIDATIONS = 20
@@ -23,6 +24,8 @@ _KIND = ("task", "options", "model", "size", "batch_size", "threads")
 _SIZE_STEP = 32
 _SIZE_RANGE = (64, 192)
 _MUCH_SMALLER = 4
+# Of an image in float32.
+_PIXEL_BYTES = 3 * 4
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,8 +92,10 @@ class TrainPlan:
 
         Raises:
             KeyError: A value is missing.
+            TypeError: A value is another thing.
         """
-        return cls(**{field.name: table[field.name] for field in fields(cls)})
+        kinds = get_type_hints(cls)
+        return cls(**{f.name: typed(table, f.name, kinds[f.name]) for f in fields(cls)})
 
     def with_steps(self, steps: int, *, images: int, every: int | None) -> "TrainPlan":
         """Return the plan with other steps, and as many validations as they deserve.
@@ -102,6 +107,37 @@ class TrainPlan:
         """
         usual = validations_every(steps, images=images, per_step=self.images_per_step)
         return replace(self, steps=steps, val_every=usual if every is None else min(every, steps))
+
+
+def typed(table: Mapping[str, Any], key: str, kind: Any) -> Any:
+    """Return a value of a configuration that was read back.
+
+    Raises:
+        KeyError: It is missing.
+        TypeError: It is another thing.
+    """
+    value = table[key]
+    wanted: Any = {Mapping[str, Any]: dict, float: (int, float)}.get(kind, kind)
+    if not isinstance(value, wanted) or isinstance(value, bool) is not (kind is bool):
+        shown = getattr(kind, "__name__", str(kind))
+        raise TypeError(f"{key} is {value!r}, and must be of the type {shown}")
+    return value
+
+
+def plan_in(config: Mapping[str, Any], file: Path) -> TrainPlan:
+    """Return the plan that a run's configuration holds.
+
+    Raises:
+        InputError: It holds none.
+    """
+    try:
+        return TrainPlan.from_table(config["settings"])
+    except (KeyError, TypeError) as error:
+        what = f"{error} is missing" if isinstance(error, KeyError) else error
+        raise InputError(
+            f"{file}: is not what denseloss train writes ({what}); mend it, or remove the folder "
+            "and train again"
+        ) from None
 
 
 def options_of(task: Task, settings: TrialSettings) -> Any:
@@ -205,11 +241,16 @@ def plan_of(
         workers=min(4, cpus - 1) if settings.workers is None else settings.workers,
         logger=settings.logger,
     )
+    if not elsewhere:
+        check_devices(plan.devices, accelerator)
+        _check_memory(plan)
     if plan.precision == "auto":
         plan = replace(plan, precision=known.precision if known else _faster(plan, clock))
     if settings.minutes is not None:
         again = known is not None and known.minutes == plan.minutes
         plan = replace(plan, steps=known.steps if known and again else _steps_in(plan, clock))
+    if plan.steps > MOST:
+        raise InputError(f"--epochs {settings.epochs}: are {plan.steps} steps; at most {MOST}")
     return plan.with_steps(plan.steps, images=images, every=settings.val_every)
 
 
@@ -250,6 +291,47 @@ def accelerator_here(asked: str) -> str:
     return asked
 
 
+def check_devices(devices: str, accelerator: str) -> None:
+    """Refuse more devices than there are, before a process is started for each.
+
+    Raises:
+        InputError: With how many there are.
+    """
+    asked = devices.split(",") if "," in devices else []
+    if len({int(one) for one in asked}) < len(asked):
+        raise InputError(f"--devices {devices}: names a device twice")
+    if accelerator == "cpu":
+        there = cores()
+        if asked:
+            raise InputError(f"--devices {devices}: the processes on a CPU have no numbers; give 2")
+        if int(devices) > there:
+            raise InputError(
+                f"--devices {devices}: would start {devices} processes, and this CPU has {there} "
+                f"core{'s' * (there > 1)} to use; give --devices {there} or fewer"
+            )
+        return
+    there = torch.cuda.device_count() if accelerator in ("cuda", "gpu") else 1
+    needed = max(map(int, asked)) + 1 if asked else int(devices)
+    if needed > there:
+        gpus = f"{there} GPU{'s' * (there != 1)}"
+        known = f"; the first is 0, the last {there - 1}" if asked else ""
+        raise InputError(f"--devices {devices}: torch finds {gpus} here{known}")
+
+
+def _check_memory(plan: TrainPlan) -> None:
+    """Refuse a step whose images alone are larger than the memory of this machine."""
+    try:
+        there = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    except (AttributeError, OSError, ValueError):  # Windows
+        return
+    needed = plan.batch_size * plan.size**2 * _PIXEL_BYTES
+    if needed > there:
+        raise InputError(
+            f"--batch-size {plan.batch_size} with --size {plan.size}: the images of one step need "
+            f"{needed / 2**30:.4g} GiB, and this machine has {there / 2**30:.4g}; make one smaller"
+        )
+
+
 def _precision(asked: Precision, accelerator: str) -> str:
     """Return the precision that is asked for, `"auto"` where it has to be measured.
 
@@ -278,7 +360,7 @@ def _faster(plan: TrainPlan, clock: Callable[[TrainPlan], tuple[float, float]]) 
 def _steps_in(plan: TrainPlan, clock: Callable[[TrainPlan], tuple[float, float]]) -> int:
     """Return how many steps fit into the minutes of a plan, besides its validations."""
     step, validation = clock(plan)
-    return max(1, int((60 * plan.minutes - VALIDATIONS * validation) / step))
+    return min(MOST, max(1, int((60 * plan.minutes - VALIDATIONS * validation) / step)))
 
 
 def default_size(task: Task, data: Data) -> int:
@@ -312,13 +394,35 @@ def plan_lines(
         + (f", average of the weights {plan.average:g}" if plan.average else "")
         + f"; seed {plan.seed}"
     )
+    yield from plan_notes(plan, task, data)
+    yield (
+        f"machine: {plan.accelerator}, {plan.devices} device(s), precision {plan.precision} "
+        f"(losses in float32), {plan.threads} thread(s), {plan.workers} loading worker(s)"
+    )
+
+
+def plan_notes(plan: TrainPlan, task: Task, data: Data) -> Iterator[str]:
+    """Say what is odd about a plan, on this data."""
     side = task.usual_side(data)
     if plan.size * _MUCH_SMALLER <= side:
         yield (
             f"  note: images of {side} pixels are seen in squares of {plan.size}; what is told "
             f"apart by its surroundings needs more, such as --size {side // 2}"
         )
-    yield (
-        f"machine: {plan.accelerator}, {plan.devices} device(s), precision {plan.precision} "
-        f"(losses in float32), {plan.threads} thread(s), {plan.workers} loading worker(s)"
-    )
+    if side > 0 and plan.size > max(2 * side, _SIZE_RANGE[0]):
+        yield (
+            f"  note: squares of {plan.size} pixels are much larger than the images, whose shorter "
+            f"side is usually {side}; most of a square is empty or enlarged: try --size "
+            f"{default_size(task, data)}"
+        )
+    images = len(data.train)
+    if plan.images_per_step > images:
+        yield (
+            f"  note: a step has {plan.images_per_step} images, and there are {images} to train "
+            "on: they repeat within a step"
+        )
+    if plan.workers > cores():
+        yield (
+            f"  note: {plan.workers} processes load images on {cores()} cores; --workers "
+            f"{cores()} is enough"
+        )

@@ -6,11 +6,13 @@ import platform
 import shlex
 import signal
 import sys
+import threading
 import time
 import tomllib
+import uuid
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
@@ -31,12 +33,21 @@ from denseloss.data.errors import InputError
 from denseloss.data.files import UNREADABLE
 from denseloss.data.transforms import mixed
 from denseloss.tasks import Data, Split, Task, asked, named
+from denseloss.train.checkpoint import WholeCheckpoints, load_checkpoint, misfit
 from denseloss.train.curves import draw_curves
 from denseloss.train.errors import InterruptedRunError
-from denseloss.train.folder import FORMAT, RunFolder, difference, to_toml
+from denseloss.train.folder import FORMAT, RunFolder, bound, difference, to_toml
 from denseloss.train.loading import Batches, Loading
 from denseloss.train.module import TrainingModule
-from denseloss.train.plan import TrainPlan, options_of, plan_lines, plan_of, read_options, split_of
+from denseloss.train.plan import (
+    TrainPlan,
+    options_of,
+    plan_in,
+    plan_lines,
+    plan_of,
+    read_options,
+    split_of,
+)
 from denseloss.train.records import Records
 from denseloss.train.schedule import steps_per_epoch
 from denseloss.train.settings import (
@@ -51,6 +62,8 @@ from denseloss.train.timing import seconds_of_parts
 
 # What may differ when a run is resumed: it changes how fast the numbers come, not the numbers.
 _FREE = ("workers", "logger")
+# What the data is called and where it lies: what it holds is told by its digest.
+_PLACE = ("name", "found", "digest")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,24 +99,31 @@ def train(settings: TrainSettings, *, console: Console | None = None) -> TrainRe
     task, task_name = asked(settings.task, settings.data)
     loss = str(compose.parse(settings.loss or task.defaults.loss, mixed=True))
     folder = RunFolder(settings.out or default_out(replace(settings, loss=loss)))
-    # The other processes of a run start when the first has written the configuration.
-    before = folder.unfinished() if is_first_process() else folder.config()
-    known = TrainPlan.from_table(before["settings"]) if before is not None else None
-    data = opened(settings, task, split_of(settings), console=console)
-    with _quiet_lightning(), _explained():
-        plan = plan_of(
-            settings,
-            task,
-            task_name,
-            data,
-            known=known,
-            clock=lambda plan: _times(plan, task, data),
-        )
-    return run(plan, data, folder=folder, console=console)
+    first = is_first_process()
+    with _before_training(), _alone(folder, console):
+        # The other processes of a run start when the first has written the configuration.
+        before = folder.unfinished() if first else folder.config_of_first()
+        known = plan_in(before, folder.config_file) if before is not None else None
+        data = opened(settings, task, split_of(settings), console=console)
+        with _quiet_lightning(), _explained():
+            plan = plan_of(
+                settings,
+                task,
+                task_name,
+                data,
+                known=known,
+                clock=lambda plan: _times(plan, task, data),
+            )
+        return run(plan, data, folder=folder, console=console)
 
 
 def run(
-    plan: TrainPlan, data: Data, *, folder: RunFolder, console: Console | None = None
+    plan: TrainPlan,
+    data: Data,
+    *,
+    folder: RunFolder,
+    console: Console | None = None,
+    patience: float = 0.0,
 ) -> TrainResult:
     """Train as planned, from where an interrupted run of the same plan has come.
 
@@ -112,26 +132,29 @@ def run(
         data: That was opened.
         folder: Where to.
         console: Where to say what is going on; None says nothing.
+        patience: Seconds to wait for another process that has the folder.
 
     Raises:
-        InputError: The folder holds something else, or the loss became NaN or infinite.
+        InputError: The folder holds something else, another process has it, or the loss became NaN
+            or infinite.
         InterruptedRunError: Training was stopped from outside; the same call goes on with it.
     """
     first = is_first_process()
     console = console if console and first else Console(quiet=True)
     task = named(plan.task)
-    with _quiet_lightning(), _explained():
-        before = folder.unfinished() if first else folder.config()
+    with _quiet_lightning(), _explained(), _alone(folder, console, patience=patience):
+        before = folder.unfinished() if first else folder.config_of_first()
         module, loading = _prepared(plan, task, data)
         trainer, records = _trainer(plan, task, folder, loading, console)
         if first:
-            _start(folder, before, _config(plan, data))
+            records.run = _start(folder, before, _config(plan, task, data))
+            _check_checkpoints(folder, module, run=records.run)
         for line in (
             *plan_lines(plan, task, data, module.model, module.criterion),
             f"out: {folder.path}",
         ):
             console.print(line, highlight=False, markup=False, soft_wrap=True)
-        with _stoppable(trainer, folder, records):
+        with _stoppable(folder, records):
             summary = _fit(trainer, folder, module, loading, records, loss=plan.loss)
     return TrainResult(folder=folder.path, summary=summary)
 
@@ -170,15 +193,14 @@ def load_run(
     folder = RunFolder(path)
     try:
         config = folder.config()
-        plan = TrainPlan.from_table(config["settings"])
+        plan = plan_in(config, folder.config_file)
         changed = difference({"data": config["data"]}, {"data": facts(data)}, only=("classes",))
         if changed is not None:
             raise InputError(f"{path}: was trained on other data: {changed}")
         # The weights are overwritten; whoever draws from the generator next must not notice.
         with torch.random.fork_rng(devices=[]):
             module, _ = _prepared(plan, named(plan.task), data)
-        best = torch.load(folder.best_file, map_location="cpu", weights_only=True)
-        module.load_state_dict(best["state_dict"])
+        module.load_state_dict(load_checkpoint(folder.best_file)["state_dict"])
     except InputError:
         raise
     except FileNotFoundError as error:
@@ -274,7 +296,8 @@ def _prepared(plan: TrainPlan, task: Task, data: Data) -> tuple[TrainingModule, 
 
 def _times(plan: TrainPlan, task: Task, data: Data) -> tuple[float, float]:
     module, loading = _prepared(plan, task, data)
-    return seconds_of_parts(module, loading, trainer_options=_trainer_options(plan))
+    with _interruptible():
+        return seconds_of_parts(module, loading, trainer_options=_trainer_options(plan))
 
 
 def facts(data: Data) -> dict[str, Any]:
@@ -290,12 +313,13 @@ def facts(data: Data) -> dict[str, Any]:
     }
 
 
-def _config(plan: TrainPlan, data: Data) -> dict[str, dict[str, Any]]:
+def _config(plan: TrainPlan, task: Task, data: Data) -> dict[str, dict[str, Any]]:
     config = {
         "settings": plan.to_table(),
-        "data": facts(data),
+        "data": {**facts(data), "digest": task.digest(data)},
         "run": {
             "format": FORMAT,
+            "id": uuid.uuid4().hex,
             "command": shlex.join(["denseloss", *sys.argv[1:]]),
             "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
             "machine": platform.platform(),
@@ -307,32 +331,68 @@ def _config(plan: TrainPlan, data: Data) -> dict[str, dict[str, Any]]:
     return tomllib.loads(to_toml(config))
 
 
-def _start(folder: RunFolder, before: dict[str, Any] | None, config: dict[str, Any]) -> None:
+def _start(folder: RunFolder, before: dict[str, Any] | None, config: dict[str, Any]) -> str:
+    """Begin a run or go on with it, and return its id."""
     if before is None:
-        folder.begin(config)
+        folder.write_config(config)
         folder.log("started")
-        return
-    comparable = [
-        {
-            "settings": {k: v for k, v in c.get("settings", {}).items() if k not in _FREE},
-            "data": {k: v for k, v in c.get("data", {}).items() if k != "found"},
-        }
-        for c in (before, config)
-    ]
-    changed = difference(*comparable)
+        return str(config["run"]["id"])
+    changed = difference(_binding(before), _binding(config))
     if changed is not None:
         raise InputError(
             f"{folder.path}: holds an unfinished run with other settings: {changed}; set it back "
             "to go on with that run, choose another --out, or remove the folder"
         )
+    if before["data"].get("digest") != config["data"]["digest"]:
+        raise InputError(
+            f"{folder.path}: holds an unfinished run on other data: images or masks were added, "
+            "removed, renamed or changed since it began; set them back to go on with that run, "
+            "choose another --out, or remove the folder"
+        )
+    # The data may lie elsewhere now.
+    folder.write_config({**config, "run": before["run"]})
     folder.log("resumed")
+    return str(before["run"].get("id", ""))
+
+
+def _binding(config: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """Return what must be as it was when a run goes on, besides the digest of the data."""
+    settings, data = config.get("settings", {}), config.get("data", {})
+    return {
+        "settings": {k: v for k, v in bound(settings).items() if k not in _FREE},
+        "data": {k: v for k, v in data.items() if k not in _PLACE},
+    }
+
+
+def _check_checkpoints(folder: RunFolder, module: TrainingModule, *, run: str) -> None:
+    """Refuse to go on from what is damaged, or of another run.
+
+    Raises:
+        InputError: With the file and the way out.
+    """
+    if not folder.last_file.exists():
+        return
+    way_out = f"remove {folder.last_file} and the same command begins this run anew"
+    for file in (folder.last_file, folder.best_file):
+        try:
+            found = load_checkpoint(file)
+        except FileNotFoundError:
+            raise InputError(f"{file}: is missing; {way_out}") from None
+        except ValueError as error:
+            raise InputError(f"{error}; {way_out}") from None
+        wrong = misfit(found, module.state_dict())
+        state = found["callbacks"].get("Records")
+        if not isinstance(state, dict) or state.get("run") != run:
+            wrong = "it is a checkpoint of another run"
+        if wrong is not None:
+            raise InputError(f"{file}: does not fit ({wrong}); {way_out}")
 
 
 def _trainer_options(plan: TrainPlan) -> dict[str, Any]:
     several = world_size(plan.devices) > 1
     return {
         # One process is one process: in a job of Slurm, Lightning would expect one per task.
-        "plugins": [] if several else [LightningEnvironment()],
+        "plugins": [WholeCheckpoints(), *([] if several else [LightningEnvironment()])],
         "accelerator": plan.accelerator,
         "devices": plan.devices if "," in plan.devices else int(plan.devices),
         # "auto" would take something slower than DDP in a notebook.
@@ -407,8 +467,7 @@ def _fit(
 ) -> dict[str, Any]:
     batches = Batches(loading, module.schedule, turns=len(module.turns))
     trainer.fit(module, batches, ckpt_path=folder.last_file if folder.last_file.exists() else None)
-    best = torch.load(folder.best_file, map_location="cpu", weights_only=True)
-    module.load_state_dict(best["state_dict"])
+    module.load_state_dict(load_checkpoint(folder.best_file)["state_dict"])
     test = None
     if loading.data.test:
         trainer.test(module, datamodule=batches, verbose=False)
@@ -427,30 +486,100 @@ def _fit(
 
 
 @contextmanager
-def _stoppable(trainer: L.Trainer, folder: RunFolder, records: Records) -> Iterator[None]:
-    """Turn an interruption into one error that says how to go on."""
+def _alone(folder: RunFolder, console: Console, *, patience: float = 0.0) -> Iterator[None]:
+    """Keep the folder to this run; of the processes of a run, the first has the lock."""
+
+    def say(line: str) -> None:
+        console.print(line, highlight=False, markup=False, soft_wrap=True)
+
+    first = is_first_process()
+    with folder.locked(patience=patience, say=say) if first else nullcontext():
+        yield
+
+
+@contextmanager
+def _before_training() -> Iterator[None]:
+    """Turn SIGTERM before the first step into one error, so that nothing is left behind."""
+    try:
+        with _sigterm_raises():
+            yield
+    except (SIGTERMException, RuntimeError) as stop:
+        if isinstance(stop, RuntimeError) and not _is_of_a_stopped_worker(stop):
+            raise
+        raise InterruptedRunError(
+            "stopped before training began; the same command begins it", exit_code=143
+        ) from None
+
+
+@contextmanager
+def _sigterm_raises() -> Iterator[None]:
+    """Let SIGTERM raise what Lightning raises for it, where Lightning is not at work."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, _on_sigterm)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _on_sigterm(*_: Any) -> None:
+    # Lightning's own calls this one, too, and stops after the step.
+    if signal.getsignal(signal.SIGTERM) is _on_sigterm:
+        raise SIGTERMException
+
+
+@contextmanager
+def _interruptible() -> Iterator[None]:
+    """Let Ctrl-C be Ctrl-C: Lightning answers it with sys.exit(1), and leaves it switched off."""
     handler = signal.getsignal(signal.SIGINT)
     try:
         yield
-    except (KeyboardInterrupt, SIGTERMException, SystemExit, RuntimeError) as stop:
+    except SystemExit as stop:
+        if isinstance(stop.__context__, KeyboardInterrupt):
+            raise KeyboardInterrupt from None
+        raise
+    finally:
+        if handler is not None and threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGINT, handler)
+
+
+@contextmanager
+def _stoppable(folder: RunFolder, records: Records) -> Iterator[None]:
+    """Turn what ends training from outside into one error that says how to go on."""
+    goes_on = f"the same command goes on from step {{}} of {records.steps}"
+    try:
+        with _sigterm_raises(), _interruptible():
+            yield
+    except (KeyboardInterrupt, SIGTERMException, RuntimeError) as stop:
         # Schedulers send SIGTERM to all processes of a job: a loading worker may be gone first.
         worker = _is_of_a_stopped_worker(stop)
         if isinstance(stop, RuntimeError) and not worker:
             raise
-        # Lightning answers Ctrl-C with sys.exit(1), and leaves Ctrl-C switched off.
-        if isinstance(stop, SystemExit) and not trainer.interrupted:
-            raise
-        folder.log("interrupted", saved=records.saved_step)
+        _log(folder, "interrupted", saved=records.saved_step)
         raise InterruptedRunError(
-            f"stopped; the same command goes on from step {records.saved_step} of {records.steps}",
+            f"stopped; {goes_on.format(records.saved_step)}",
             exit_code=143 if worker or isinstance(stop, SIGTERMException) else 130,
         ) from None
     except InputError as error:
-        folder.log("failed", error=str(error))
+        _log(folder, "failed", error=str(error))
         raise
-    finally:
-        if handler is not None:
-            signal.signal(signal.SIGINT, handler)
+    except BrokenPipeError:  # of the screen
+        raise
+    except OSError as error:
+        _log(folder, "failed", error=str(error))
+        what = error.strerror or " ".join(str(error).split())
+        where = f" ({error.filename})" if error.filename else ""
+        raise InputError(
+            f"{folder.path}: {what}{where}; mend this, and {goes_on.format(records.saved_step)}"
+        ) from error
+
+
+def _log(folder: RunFolder, event: str, **facts: Any) -> None:
+    """Note how a run ended, if there is a disk to write to."""
+    with suppress(OSError):
+        folder.log(event, **facts)
 
 
 def _is_of_a_stopped_worker(error: BaseException | None) -> bool:
@@ -458,6 +587,9 @@ def _is_of_a_stopped_worker(error: BaseException | None) -> bool:
     while error is not None and "killed by signal: Terminated" not in str(error):
         error = error.__cause__ or error.__context__
     return isinstance(error, RuntimeError)
+
+
+_FULL_MEMORY = "the memory is full; make --batch-size or --size smaller, or give fewer --workers"
 
 
 @contextmanager
@@ -469,6 +601,19 @@ def _explained() -> Iterator[None]:
         raise InputError(
             "the accelerator's memory is full; make --batch-size or --size smaller"
         ) from None
+    except MemoryError:
+        raise InputError(_FULL_MEMORY) from None
+    except RuntimeError as error:
+        text = str(error)
+        if "can't allocate memory" in text:
+            raise InputError(_FULL_MEMORY) from None
+        if "unable to write to file </torch" in text or "DataLoader worker (pid" in text:
+            raise InputError(
+                "a process that loads images was stopped "
+                f"({' '.join(text.split())[-200:]}); its memory may have been too small: give "
+                "fewer --workers, or 0"
+            ) from error
+        raise
     except MisconfigurationException as error:
         raise InputError(f"Lightning cannot train so: {' '.join(str(error).split())}") from error
     except ValueError as error:
@@ -510,6 +655,8 @@ def _quiet_lightning() -> Iterator[None]:
             ".*number of training batches .* is smaller than the logging interval.*",
             ".*GPU available but not used.*",
             ".*MPS available but not used.*",
+            # Of the thread that keeps the lock of the folder; a loading process does not use it.
+            ".*use of fork\\(\\) may lead to deadlocks.*",
             # Lightning's own use of torch and of itself.
             ".*treespec, LeafSpec.*",
             ".*all_gather is deprecated.*",

@@ -3,7 +3,7 @@
 import io
 import pickle
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,15 @@ from denseloss.data.files import UNREADABLE, writing_whole
 
 
 class WholeCheckpoints(TorchCheckpointIO):
-    """Writes beside the place, then moves: Lightning writes into another folder, and copies."""
+    """Writes beside the place, then moves: Lightning writes into another folder, and copies.
+
+    Args:
+        saved: Told the name of each file that is complete.
+    """
+
+    def __init__(self, saved: Callable[[str], None] | None = None) -> None:
+        super().__init__()
+        self._saved = saved
 
     def save_checkpoint(
         self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None
@@ -28,6 +36,8 @@ class WholeCheckpoints(TorchCheckpointIO):
         Path(path).parent.mkdir(parents=True, exist_ok=True)
         with writing_whole(Path(path)) as file:
             file.write(content.getbuffer())
+        if self._saved is not None:
+            self._saved(Path(path).name)
 
     def load_checkpoint(self, path: Any, *_: Any, **__: Any) -> dict[str, Any]:
         """Read a checkpoint, on the CPU whatever is asked."""

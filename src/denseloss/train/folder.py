@@ -169,6 +169,10 @@ def read_tables(file: Path, names: Sequence[str], *, way_out: str) -> dict[str, 
         config = tomllib.loads(file.read_text(encoding="utf-8"))
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise InputError(f"{file}: cannot be read ({error}); {way_out}") from None
+    except FileNotFoundError:
+        raise
+    except OSError as error:
+        raise InputError(f"{file}: cannot be read ({error.strerror}); {way_out}") from None
     for name in names:
         if not isinstance(config.get(name, {}), dict):
             raise InputError(

@@ -64,6 +64,7 @@ class Records(Callback):
         self.run = ""
         self.rows: list[Row] = []
         self.saved_step = 0
+        self._saving = 0
         self._seconds_before = 0.0
         self._started = time.monotonic()
         self._shown = 0.0
@@ -72,8 +73,13 @@ class Records(Callback):
 
     def state_dict(self) -> dict[str, Any]:
         """Return what a resumed run needs of this one."""
-        self.saved_step = int(self.rows[-1]["step"]) if self.rows else 0
+        self._saving = int(self.rows[-1]["step"]) if self.rows else 0
         return {"run": self.run, "rows": self.rows, "seconds": self._elapsed()}
+
+    def saved(self, name: str) -> None:
+        """Take note that a checkpoint is complete."""
+        if name == self.folder.last_file.name:
+            self.saved_step = self._saving
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Take over the rows of the run that is resumed."""

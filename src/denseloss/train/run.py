@@ -11,7 +11,7 @@ import time
 import tomllib
 import uuid
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass, replace
 from importlib.metadata import version
@@ -388,11 +388,13 @@ def _check_checkpoints(folder: RunFolder, module: TrainingModule, *, run: str) -
             raise InputError(f"{file}: does not fit ({wrong}); {way_out}")
 
 
-def _trainer_options(plan: TrainPlan) -> dict[str, Any]:
+def _trainer_options(
+    plan: TrainPlan, *, saved: Callable[[str], None] | None = None
+) -> dict[str, Any]:
     several = world_size(plan.devices) > 1
     return {
         # One process is one process: in a job of Slurm, Lightning would expect one per task.
-        "plugins": [WholeCheckpoints(), *([] if several else [LightningEnvironment()])],
+        "plugins": [WholeCheckpoints(saved), *([] if several else [LightningEnvironment()])],
         "accelerator": plan.accelerator,
         "devices": plan.devices if "," in plan.devices else int(plan.devices),
         # "auto" would take something slower than DDP in a notebook.
@@ -420,14 +422,18 @@ def _trainer(
     )
     callbacks: list[Callback] = [
         records,
-        ModelCheckpoint(
-            folder.path,
-            filename="best",
-            monitor="score",
-            mode=mode,
-            save_last=True,
-            save_on_train_epoch_end=True,
-            enable_version_counter=False,
+        # The last one by itself: `save_last` keeps it only where the best has changed, too. It
+        # comes second, as it holds what is known of the best.
+        *(
+            ModelCheckpoint(
+                folder.path,
+                filename=file.stem,
+                monitor=monitor,
+                mode=mode,
+                save_on_train_epoch_end=True,
+                enable_version_counter=False,
+            )
+            for file, monitor in ((folder.best_file, "score"), (folder.last_file, None))
         ),
     ]
     if plan.average:
@@ -441,7 +447,7 @@ def _trainer(
         max_epochs=-(-plan.steps // plan.val_every),
         callbacks=callbacks,
         logger=_logger(plan.logger, folder),
-        **_trainer_options(plan),
+        **_trainer_options(plan, saved=records.saved),
     )
     return trainer, records
 
@@ -493,8 +499,16 @@ def _alone(folder: RunFolder, console: Console, *, patience: float = 0.0) -> Ite
         console.print(line, highlight=False, markup=False, soft_wrap=True)
 
     first = is_first_process()
-    with folder.locked(patience=patience, say=say) if first else nullcontext():
-        yield
+    try:
+        with folder.locked(patience=patience, say=say) if first else nullcontext():
+            yield
+    except BrokenPipeError:  # of the screen
+        raise
+    except OSError as error:
+        what = error.strerror or " ".join(str(error).split())
+        raise InputError(
+            f"{error.filename or folder.path}: {what}; mend this and give the same command again"
+        ) from error
 
 
 @contextmanager

@@ -49,7 +49,6 @@ from denseloss.train.plan import (
     accelerator_here,
     default_size,
     options_of,
-    plan_notes,
 )
 from denseloss.train.plan import plan_of as train_plan_of
 from denseloss.train.run import facts, opened, step_times
@@ -106,7 +105,9 @@ def compare(settings: CompareSettings, *, console: Console | None = None) -> Com
         candidates = _candidates(settings, task, data)
         engine = _engine(settings, before, folder)
         try:
-            common = _common(settings, task, task_name, data, engine, folder, before, candidates)
+            common = _common(
+                settings, task, task_name, data, engine, folder, before, candidates, say
+            )
             plan = plan_of(settings, common, candidates, metric)
             context = task.context(data)
             if plan.budget:
@@ -253,6 +254,7 @@ def _common(
     folder: ComparisonFolder,
     before: dict[str, Any] | None,
     candidates: Sequence[Candidate],
+    say: Callable[[str], None] = lambda _: None,
 ) -> TrainPlan:
     """Decide all that the trials have in common, once: a comparison that goes on keeps it."""
     known = None if before is None else folder.plan(before).common
@@ -283,6 +285,7 @@ def _common(
         clock=lambda plan: step_times(plan, data),
         known=known,
         elsewhere=settings.engine == "ray",
+        say=say,
     )
 
 
@@ -401,7 +404,6 @@ def _plan_lines(plan: ComparePlan, engine: Engine, data: Data) -> Iterator[str]:
         f"{of_rates}: {plan.trials} trials of {plan.common.steps} steps"
     )
     yield f"machine: {engine.name}, precision {plan.common.precision} (losses in float32)"
-    yield from plan_notes(plan.common, plan.task, data)
 
 
 def _notes(plan: ComparePlan, loss: str, data: Data) -> tuple[str, ...]:

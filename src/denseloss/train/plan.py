@@ -179,6 +179,7 @@ def plan_of(
     clock: Callable[[TrainPlan], tuple[float, float]],
     known: TrainPlan | None = None,
     elsewhere: bool = False,
+    say: Callable[[str], None] = lambda _: None,
 ) -> TrainPlan:
     """Decide all that the user left open.
 
@@ -190,6 +191,7 @@ def plan_of(
         clock: Measures a step and a validation of a plan, in seconds, where that decides something.
         known: The plan of the run that is resumed: what was measured for it stays.
         elsewhere: Whether it runs on other machines, whose accelerators are not known here.
+        say: Told what is odd about the plan, and what takes a while.
 
     Raises:
         InputError: Something cannot be.
@@ -244,10 +246,14 @@ def plan_of(
     if not elsewhere:
         check_devices(plan.devices, accelerator)
         _check_memory(plan)
+    for note in _notes(plan, task, data):
+        say(note)
     if plan.precision == "auto":
-        plan = replace(plan, precision=known.precision if known else _faster(plan, clock))
+        plan = replace(plan, precision=known.precision if known else _faster(plan, clock, say))
     if settings.minutes is not None:
         again = known is not None and known.minutes == plan.minutes
+        if not again:
+            say("timing some steps, to plan as many as the minutes allow")
         plan = replace(plan, steps=known.steps if known and again else _steps_in(plan, clock))
     if plan.steps > MOST:
         raise InputError(f"--epochs {settings.epochs}: are {plan.steps} steps; at most {MOST}")
@@ -303,7 +309,9 @@ def check_devices(devices: str, accelerator: str) -> None:
     if accelerator == "cpu":
         there = cores()
         if asked:
-            raise InputError(f"--devices {devices}: the processes on a CPU have no numbers; give 2")
+            raise InputError(
+                f"--devices {devices}: the processes on a CPU have no numbers; give {len(asked)}"
+            )
         if int(devices) > there:
             raise InputError(
                 f"--devices {devices}: would start {devices} processes, and this CPU has {there} "
@@ -350,11 +358,24 @@ def _precision(asked: Precision, accelerator: str) -> str:
     return "auto" if may_pay else "32-true"
 
 
-def _faster(plan: TrainPlan, clock: Callable[[TrainPlan], tuple[float, float]]) -> str:
+def _faster(
+    plan: TrainPlan,
+    clock: Callable[[TrainPlan], tuple[float, float]],
+    say: Callable[[str], None],
+) -> str:
     table = plan.to_table()
     kind = {name: table[name] for name in _KIND}
     one = replace(plan, devices="1", accumulate=1, workers=0)
-    return faster(kind, lambda precision: clock(replace(one, precision=precision))[0])
+    told = False
+
+    def seconds(precision: str) -> float:
+        nonlocal told
+        if not told:
+            say("timing some steps, to take the faster precision")
+            told = True
+        return clock(replace(one, precision=precision))[0]
+
+    return faster(kind, seconds)
 
 
 def _steps_in(plan: TrainPlan, clock: Callable[[TrainPlan], tuple[float, float]]) -> int:
@@ -394,35 +415,34 @@ def plan_lines(
         + (f", average of the weights {plan.average:g}" if plan.average else "")
         + f"; seed {plan.seed}"
     )
-    yield from plan_notes(plan, task, data)
     yield (
         f"machine: {plan.accelerator}, {plan.devices} device(s), precision {plan.precision} "
         f"(losses in float32), {plan.threads} thread(s), {plan.workers} loading worker(s)"
     )
 
 
-def plan_notes(plan: TrainPlan, task: Task, data: Data) -> Iterator[str]:
+def _notes(plan: TrainPlan, task: Task, data: Data) -> Iterator[str]:
     """Say what is odd about a plan, on this data."""
     side = task.usual_side(data)
     if plan.size * _MUCH_SMALLER <= side:
         yield (
-            f"  note: images of {side} pixels are seen in squares of {plan.size}; what is told "
+            f"note: images of {side} pixels are seen in squares of {plan.size}; what is told "
             f"apart by its surroundings needs more, such as --size {side // 2}"
         )
     if side > 0 and plan.size > max(2 * side, _SIZE_RANGE[0]):
         yield (
-            f"  note: squares of {plan.size} pixels are much larger than the images, whose shorter "
+            f"note: squares of {plan.size} pixels are much larger than the images, whose shorter "
             f"side is usually {side}; most of a square is empty or enlarged: try --size "
             f"{default_size(task, data)}"
         )
     images = len(data.train)
     if plan.images_per_step > images:
         yield (
-            f"  note: a step has {plan.images_per_step} images, and there are {images} to train "
+            f"note: a step has {plan.images_per_step} images, and there are {images} to train "
             "on: they repeat within a step"
         )
     if plan.workers > cores():
         yield (
-            f"  note: {plan.workers} processes load images on {cores()} cores; --workers "
+            f"note: {plan.workers} processes load images on {cores()} cores; --workers "
             f"{cores()} is enough"
         )

@@ -113,6 +113,7 @@ def train(settings: TrainSettings, *, console: Console | None = None) -> TrainRe
                 data,
                 known=known,
                 clock=lambda plan: _times(plan, task, data),
+                say=_speaker(console),
             )
         return run(plan, data, folder=folder, console=console)
 
@@ -491,14 +492,20 @@ def _fit(
     return summary
 
 
+def _speaker(console: Console) -> Callable[[str], None]:
+    """Return what says a line, in the first process of a run."""
+
+    def say(line: str) -> None:
+        if is_first_process():
+            console.print(line, highlight=False, markup=False, soft_wrap=True)
+
+    return say
+
+
 @contextmanager
 def _alone(folder: RunFolder, console: Console, *, patience: float = 0.0) -> Iterator[None]:
     """Keep the folder to this run; of the processes of a run, the first has the lock."""
-
-    def say(line: str) -> None:
-        console.print(line, highlight=False, markup=False, soft_wrap=True)
-
-    first = is_first_process()
+    first, say = is_first_process(), _speaker(console)
     try:
         with folder.locked(patience=patience, say=say) if first else nullcontext():
             yield
@@ -667,6 +674,8 @@ def _quiet_lightning() -> Iterator[None]:
             ".*does not have many workers.*",
             ".*Checkpoint directory .* exists and is not empty.*",
             ".*number of training batches .* is smaller than the logging interval.*",
+            # The plan says it.
+            ".*This DataLoader will create .* worker processes.*",
             ".*GPU available but not used.*",
             ".*MPS available but not used.*",
             # Of the thread that keeps the lock of the folder; a loading process does not use it.

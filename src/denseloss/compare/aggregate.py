@@ -5,7 +5,6 @@ import math
 import tomllib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,9 +16,8 @@ from denseloss.compare.caveats import of_results
 from denseloss.compare.folder import ComparisonFolder
 from denseloss.compare.plan import ComparePlan, Trial
 from denseloss.compare.results import Comparison, Failure, LossResults, Results
-from denseloss.compare.trials import Progress, TrialFolder, loss_slug, progress_of
+from denseloss.compare.trials import Progress, TrialFolder, loss_slug, progress_of, read_measured
 from denseloss.data.errors import InputError
-from denseloss.data.files import load_arrays
 from denseloss.explain.cost import Cost
 from denseloss.report.numbers import Estimate
 from denseloss.report.sections import Section
@@ -162,7 +160,6 @@ def _loss_trials(
 ) -> LossTrials:
     # While a search is open, what is best so far is shown.
     chosen = progress.best(loss)
-    task = progress.plan.task
     finished, failures = [], []
     for trial in (*progress.search(loss), *progress.rest(loss)):
         files = TrialFolder(folder.path, trial)
@@ -176,8 +173,8 @@ def _loss_trials(
                 finished.append(
                     TrialResult(
                         trial,
-                        _measured(task, files.held_out_file),
-                        _measured(task, files.validation_file),
+                        read_measured(progress.plan.common, files.held_out_file),
+                        read_measured(progress.plan.common, files.validation_file),
                         files.rows(),
                         files.summary(),
                     )
@@ -193,13 +190,6 @@ def _loss_trials(
         trials=tuple(sorted(finished, key=lambda one: one.trial.seed)),
         failures=tuple(failures),
     )
-
-
-def _measured(task: Task, file: Path) -> Any:
-    try:
-        return task.from_arrays(load_arrays(file))
-    except ValueError as error:
-        raise ValueError(f"{file.name}: {error}") from error
 
 
 def _alike(losses: Sequence[LossTrials], task: Task) -> tuple[LossTrials, ...]:

@@ -98,7 +98,12 @@ class ComparisonFolder:
             for key, kind in _TOLD.items():
                 typed(config["data"], key, kind)
             typed(config["run"], "command", str)
-            return ComparePlan.from_tables(config)
+            plan = ComparePlan.from_tables(config)
+            if plan.metric not in [metric.key for metric in plan.task.metrics]:
+                raise TypeError(f"{plan.task.name} has no metric {plan.metric!r}")
+            if plan.pooling not in ("image", "pooled"):
+                raise TypeError(f"pooling is {plan.pooling!r}, and must be 'image' or 'pooled'")
+            return plan
         except (KeyError, TypeError) as error:
             what = f"{error} is missing" if isinstance(error, KeyError) else error
             raise InputError(

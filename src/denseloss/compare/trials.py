@@ -11,9 +11,10 @@ from typing import Any, Literal
 
 from denseloss.compare.plan import ComparePlan, Trial
 from denseloss.data.files import load_arrays, write_whole
+from denseloss.tasks import named
 from denseloss.train.folder import RunFolder
 from denseloss.train.lock import is_of_a_lock
-from denseloss.train.plan import plan_in
+from denseloss.train.plan import TrainPlan, plan_in
 from denseloss.train.records import COLUMNS, goodness
 from denseloss.train.settings import slug
 
@@ -155,7 +156,7 @@ class TrialFolder:
                         load_checkpoint(file)
             for file in (self.held_out_file, self.validation_file):
                 if file.exists():
-                    load_arrays(file)
+                    read_measured(plan_in(self.run.config(), self.run.config_file), file)
         except (OSError, ValueError, KeyError, TypeError) as error:
             return " ".join(str(error).split()) or type(error).__name__
         return None
@@ -171,6 +172,19 @@ class TrialFolder:
             if not is_of_a_lock(file):
                 file.rename(aside / file.name)
         return aside
+
+
+def read_measured(plan: TrainPlan, file: Path) -> Any:
+    """Return what was measured of a trial's network.
+
+    Raises:
+        ValueError: The file is damaged, or holds something else.
+    """
+    try:
+        return named(plan.task).from_arrays(load_arrays(file))
+    except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
+        what = " ".join(str(error).split())
+        raise ValueError(f"{file.name}: {what.removeprefix(f'{file}: ')}") from error
 
 
 @dataclass

@@ -759,13 +759,14 @@ def test_a_full_disk_is_told_and_costs_that_trial_alone(
 
 def test_two_comparisons_do_not_work_in_one_folder(data: Path, tmp_path: Path, run: Run) -> None:
     out = tmp_path / "out"
-    with ComparisonFolder(out).locked():
-        code, _, complaint = run(words(data, out))
-        assert cli.main(["report", str(out)]) == 2
-    assert code == 2
     who = f"denseloss: error: {out}: process {os.getpid()} on {platform.node()} compares here since"
-    assert complaint.startswith(who)
-    assert complaint.count("\n") == 1
+    with ComparisonFolder(out).locked():
+        (out / "compare.toml").write_text("")
+        for line in (words(data, out), ["report", str(out)]):
+            code, _, complaint = run(line)
+            assert code == 2
+            assert complaint.startswith(who)
+            assert complaint.count("\n") == 1
 
 
 @pytest.mark.parametrize(
@@ -848,7 +849,8 @@ def test_what_a_trial_left_is_looked_at_before_it_is_used(
     files.run.write_config({"settings": trial_plan().to_table(), "run": {"format": 2}})
     files.run.summary_file.write_text('{"best": {"score": null}, "seconds": 1}')
     files.run.metrics_file.write_text("epoch,step,loss,val_loss,score\n1,1,1,1,nan\n")
-    files.run.best_file.write_bytes(b"")
+    for file in (files.validation_file, files.held_out_file):
+        file.write_bytes(b"")
     if isinstance(content, str):
         # Sound, and of something else.
         save_arrays(files.path / name, {"names": np.array(["a"])})

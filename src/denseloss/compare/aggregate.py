@@ -131,6 +131,7 @@ def find(folder: ComparisonFolder) -> ComparisonData:
     if config is None:
         raise InputError(f"{folder.path}: holds no comparison")
     plan = folder.plan(config)
+    folder.check_told(config)
     progress = progress_of(folder.path, plan)
     losses = tuple(
         _loss_trials(folder, progress, candidate.loss, candidate.reason)

@@ -94,16 +94,29 @@ class ComparisonFolder:
         Raises:
             InputError: It holds none.
         """
-        try:
-            for key, kind in _TOLD.items():
-                typed(config["data"], key, kind)
-            typed(config["run"], "command", str)
+        with self._expected():
             plan = ComparePlan.from_tables(config)
             if plan.metric not in [metric.key for metric in plan.task.metrics]:
                 raise TypeError(f"{plan.task.name} has no metric {plan.metric!r}")
             if plan.pooling not in ("image", "pooled"):
                 raise TypeError(f"pooling is {plan.pooling!r}, and must be 'image' or 'pooled'")
             return plan
+
+    def check_told(self, config: Mapping[str, Any]) -> None:
+        """Refuse a configuration that lacks what the report tells besides the plan.
+
+        Raises:
+            InputError: With what it lacks.
+        """
+        with self._expected():
+            for key, kind in _TOLD.items():
+                typed(config["data"], key, kind)
+            typed(config["run"], "command", str)
+
+    @contextlib.contextmanager
+    def _expected(self) -> Iterator[None]:
+        try:
+            yield
         except (KeyError, TypeError) as error:
             what = f"{error} is missing" if isinstance(error, KeyError) else error
             raise InputError(

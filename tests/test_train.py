@@ -20,12 +20,14 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from rich.console import Console
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.data import DataLoader
 
 from denseloss import compose, functional
 from denseloss.data import VOID, denormalise
 from denseloss.data.errors import InputError
+from denseloss.tasks import Split
 from denseloss.tasks.segmentation import (
     Segmentation,
     SegmentationDataset,
@@ -39,8 +41,9 @@ from denseloss.train import TrainSettings, train
 from denseloss.train.errors import DivergedError
 from denseloss.train.folder import RunFolder, difference, to_toml
 from denseloss.train.loading import Loading, Shard, train_loader
-from denseloss.train.plan import plan_of
+from denseloss.train.plan import check_devices, plan_of
 from denseloss.train.precision import faster
+from denseloss.train.run import opened
 from denseloss.train.schedule import SampleStream, Schedule, steps_per_epoch
 from tests.plans import trial_plan
 
@@ -559,6 +562,41 @@ def test_what_is_odd_is_said_before_anything_is_timed(
 
 
 TIMED = ["timing some steps, to take the faster precision"]
+
+
+@pytest.mark.parametrize(
+    ("devices", "message"),
+    [
+        ("1", None),
+        ("2", None),
+        ("1,0", None),
+        ("3", "--devices 3: torch finds 2 GPUs here"),
+        ("0,2", "--devices 0,2: torch finds 2 GPUs here; the first is 0, the last 1"),
+    ],
+)
+def test_no_more_gpus_are_taken_than_there_are(
+    devices: str, message: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
+    if message is None:
+        check_devices(devices, "cuda")
+    else:
+        with pytest.raises(InputError, match=message):
+            check_devices(devices, "cuda")
+
+
+def test_a_long_look_at_the_data_is_told_once_where_there_is_no_bar(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for seconds, expected in ((-1.0, ["looking at the data: 0 of 8 after -1 seconds"]), (60.0, [])):
+        monkeypatch.setattr("denseloss.train.run._LONG_SECONDS", seconds)
+        said = io.StringIO()
+        data = opened(
+            TrainSettings(data=str(folder)), Segmentation(), Split(), console=Console(file=said)
+        )
+        lines = said.getvalue().splitlines()
+        assert [line for line in lines if "looking" in line] == expected
+        assert len(data.train) == 6
 
 
 def test_a_loss_that_is_not_finite_stops_the_run(folder: Path, tmp_path: Path) -> None:

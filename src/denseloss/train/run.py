@@ -11,7 +11,7 @@ import time
 import tomllib
 import uuid
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass, replace
 from importlib.metadata import version
@@ -60,6 +60,7 @@ from denseloss.train.settings import (
 )
 from denseloss.train.timing import seconds_of_parts
 
+_LONG_SECONDS = 5.0
 # What may differ when a run is resumed: it changes how fast the numbers come, not the numbers.
 _FREE = ("workers", "logger")
 # What the data is called and where it lies: what it holds is told by its digest.
@@ -253,17 +254,29 @@ def opened(
     console = console if console and is_first_process() else Console(quiet=True)
 
     def progress(items: Any) -> Any:
-        return track(items, "looking at the data", console=console, transient=True)
+        if console.is_terminal:
+            return track(items, "looking at the data", console=console, transient=True)
+        return _told(items, _speaker(console))
 
     data = task.open(
         settings.data,
         options_of(task, settings),
         split=split,
-        progress=progress if console.is_terminal else None,
+        progress=progress,
     )
     for line in data.describe():
         console.print(line, highlight=False, markup=False, soft_wrap=True)
     return data
+
+
+def _told(items: Collection[Any], say: Callable[[str], None]) -> Iterator[Any]:
+    """Yield items; a log hears once that it takes a while."""
+    start: float | None = time.monotonic()
+    for place, item in enumerate(items):
+        if start is not None and time.monotonic() - start > _LONG_SECONDS:
+            say(f"looking at the data: {place} of {len(items)} after {_LONG_SECONDS:g} seconds")
+            start = None
+        yield item
 
 
 def _prepared(plan: TrainPlan, task: Task, data: Data) -> tuple[TrainingModule, Loading]:

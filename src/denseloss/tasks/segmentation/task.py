@@ -56,12 +56,19 @@ class SegmentationSettings:
         mode: What the masks mean; auto looks.
         classes: How many classes there are, or their names with commas, background first.
         ignore_index: Mask value of the pixels that do not count.
+        images: Where the images are, if they are not found by looking: a folder, or a glob with one
+            * for what an image and its mask share, such as 'img/*.jpg'.
+        masks: Where the masks are, in the same way, such as 'ann/*_seg.png'.
+        skip_unlabelled: Leave out images without a mask.
         deep_supervision: Let dynunet predict at smaller sizes, too, while it trains.
     """
 
     mode: Literal["auto", "binary", "multiclass"] = "auto"
     classes: str | None = None
     ignore_index: int | None = None
+    images: str | None = None
+    masks: str | None = None
+    skip_unlabelled: bool = False
     deep_supervision: bool = False
 
     def as_asked(self) -> dict[str, Any]:
@@ -75,6 +82,9 @@ class SegmentationSettings:
             "mode": None if self.mode == "auto" else self.mode,
             "classes": classes,
             "ignore_index": self.ignore_index,
+            "images": self.images,
+            "masks": self.masks,
+            "skip_unlabelled": self.skip_unlabelled,
         }
 
 
@@ -123,9 +133,8 @@ class Segmentation(Task):
             digest.update(f"{len(split)}\n".encode())
             for sample in split:
                 size = sample.image.stat().st_size if sample.image is not None else 0
-                mask = sample.mask.read_bytes() if sample.mask is not None else b""
-                digest.update(f"{sample.name}\n{size}\n{len(mask)}\n".encode())
-                digest.update(mask)
+                mask = data.digests.get(sample.name, "")
+                digest.update(f"{sample.name}\n{size}\n{mask}\n".encode())
         return digest.hexdigest()
 
     def dataset(

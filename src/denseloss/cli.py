@@ -134,8 +134,19 @@ def check(settings: CheckSettings) -> int:
         what = "1 problem" if count == 1 else f"{count} problems"
         return _complain(f"{data}: {what}, listed above; training needs them mended")
     loss = task.defaults.loss
-    _say(console, f'next: denseloss train {shlex.quote(data)} --loss "{loss}"')
+    given = "".join(f" {word}" for word in _given(settings.options))
+    _say(console, f'next: denseloss train {shlex.quote(data)}{given} --loss "{loss}"')
     return 0
+
+
+def _given(options: Any) -> Iterator[str]:
+    """Yield the words of the task's options that differ from their defaults."""
+    for field in dataclasses.fields(options) if options is not None else ():
+        value = getattr(options, field.name)
+        if value != field.default:
+            yield f"--{field.name.replace('_', '-')}"
+            if value is not True:
+                yield shlex.quote(str(value))
 
 
 def report(runs: Path, /) -> int:
@@ -162,7 +173,7 @@ def ls() -> int:
         table = Table("name", "task", "what it is", "source", box=None, pad_edge=False)
         for entry in found:
             table.add_row(entry.name, entry.task, entry.line, entry.source)
-        console.print(table, highlight=False, markup=False)
+        console.print(table, highlight=False, markup=False, emoji=False)
     else:
         widths = [max(len(getattr(e, key)) for e in found) for key in ("name", "task", "line")]
         for entry in found:
@@ -298,14 +309,18 @@ def _of_settings(verb: str, task: "Task | None") -> Callable[..., Call]:
         settings, run = CompareSettings, compare
     own = () if task is None else dataclasses.fields(task.settings)
 
-    def parse(**values: Any) -> Call:
-        options = {field.name: values.pop(field.name) for field in own}
-        values["options"] = None if task is None else task.settings(**options)
-        return functools.partial(run, settings(**values))
-
     fields = [f for f in _options(settings) if f.name not in ("options", *(o.name for o in own))]
     if task is not None:
         fields += _options(task.settings)
+
+    def parse(**values: Any) -> Call:
+        options = {field.name: values.pop(field.name) for field in own}
+        if task is not None:
+            values["options"] = task.settings(**options)
+            if values["data"] == fields[0].default:  # left out
+                values["data"] = task.place(values["options"]) or values["data"]
+        return functools.partial(run, settings(**values))
+
     # Positional first, as Python wants it.
     parse.__signature__ = inspect.Signature(fields)  # type: ignore[attr-defined]
     parse.__annotations__ = {field.name: field.annotation for field in fields}
@@ -450,7 +465,8 @@ def _signature(function: Callable[..., object]) -> str:
 def _console() -> "Console":
     from rich.console import Console
 
-    return Console()
+    # What is printed has names of files and classes in it: [red] and :smile: are themselves.
+    return Console(markup=False, emoji=False, highlight=False)
 
 
 def _say(console: "Console | None", line: str) -> None:
@@ -458,7 +474,7 @@ def _say(console: "Console | None", line: str) -> None:
         print(line)
         return
     # Without a terminal a line stays a line, for `grep`.
-    console.print(line, highlight=False, markup=False, soft_wrap=True)
+    console.print(line, highlight=False, markup=False, emoji=False, soft_wrap=True)
 
 
 def _complain(message: str, *, code: int = _BAD_INPUT) -> int:
@@ -501,7 +517,7 @@ def _say_verdict(result: "CompareResult", console: "Console") -> None:
         lr = f"{loss.lr:g}" if loss.lr == loss.lr else ""
         table.add_row(loss.loss, lr, str(len(loss.seeds)), *cells)
     _say(console, f"{main.name}, {how}, mean over the seeds:")
-    console.print(table, highlight=False, markup=False)
+    console.print(table, highlight=False, markup=False, emoji=False)
     console.print()
     for line in results.verdict:
         _say(console, line)
@@ -544,7 +560,7 @@ def _report(result: "TrainResult", data: str, console: "Console") -> None:
         f"best: step {best['step']} (epoch {best['epoch']}) of {summary['steps']}; "
         f"{summary['seconds'] / 60:.1f} minutes of training",
     )
-    console.print(table, highlight=False, markup=False)
+    console.print(table, highlight=False, markup=False, emoji=False)
     _say(console, f"files in {result.folder}:")
     for file, what in (
         ("samples.png", "image, truth, prediction and error of some validation images"),

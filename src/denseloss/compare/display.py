@@ -70,7 +70,7 @@ class Display:
             score = self.progress.scores[trial]
             line += f"val {self.score_name} {score:.4f}  {duration(seconds)}"
             line += f"  about {duration(left)} left" if left and done < total else ""
-        self.console.print(line, highlight=False, markup=False, soft_wrap=True)
+        self.console.print(line, highlight=False, markup=False, emoji=False, soft_wrap=True)
 
     def tick(self) -> None:
         """Redraw the table, now and then."""

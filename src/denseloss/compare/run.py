@@ -162,7 +162,7 @@ def _absolute(data: str) -> str:
 
 def _speaker(console: Console) -> Callable[[str], None]:
     def say(line: str) -> None:
-        console.print(line, highlight=False, markup=False, soft_wrap=True)
+        console.print(line, highlight=False, markup=False, emoji=False, soft_wrap=True)
 
     return say
 

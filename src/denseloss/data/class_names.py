@@ -74,6 +74,8 @@ def _read(file: Path) -> ClassNames | None:
         return _from_csv(file, rows)
     if file.name.lower() == "labelmap.txt":
         pairs = [(line.split(":")[0], line.split(":")[1]) for line in rows]
+        if not any(colour for _, colour in pairs):
+            return _by_colour(file, [(n, _voc_colour(i)) for i, (n, _) in enumerate(pairs)])
         return _by_colour(file, [(n, _three(c.split(","))) for n, c in pairs])
     coloured = [re.match(r"(\d+)\s+(\d+)\s+(\d+)\s+(\S.*)$", line) for line in rows]
     if all(coloured):
@@ -143,6 +145,16 @@ def _by_colour(file: Path, found: Sequence[tuple[str, int]]) -> ClassNames:
         colour=True,
         void=tuple(colour for name, colour in found if name.lower() in _IGNORED),
     )
+
+
+def _voc_colour(index: int) -> int:
+    """The colour that Pascal VOC paints a class with: its bits, spread over the channels."""
+    colour = 0
+    for bit in range(8):
+        for channel in range(3):
+            if index >> (3 * bit + channel) & 1:
+                colour |= 1 << (7 - bit) << 8 * (2 - channel)
+    return colour
 
 
 def _json_colour(said: Any) -> int:

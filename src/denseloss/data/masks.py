@@ -3,7 +3,7 @@
 import hashlib
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Protocol
 
@@ -19,8 +19,12 @@ class DrawnMask(Protocol):
     """A mask that is no single picture: several files, or the outlines in an annotation file."""
 
     @property
+    def path(self) -> Path:
+        """The file that messages name."""
+
+    @property
     def files(self) -> tuple[Path, ...]:
-        """Where it comes from; the first one is named in messages."""
+        """The files that belong to this mask alone."""
 
     def read(self) -> Array:
         """Return its raw values, int[h, w].
@@ -41,6 +45,11 @@ class Joined:
     """One mask in several files, one for each object: their union, 0 and 255."""
 
     files: tuple[Path, ...]
+
+    @property
+    def path(self) -> Path:
+        """The first file."""
+        return self.files[0]
 
     def read(self) -> Array:
         """Return where any of the files has its higher value."""
@@ -89,8 +98,13 @@ class MaskFacts:
     digest: str = ""
 
 
+def mask_path(mask: Mask) -> Path:
+    """Return the file that messages about a mask name."""
+    return mask if isinstance(mask, Path) else mask.path
+
+
 def mask_files(mask: Mask | None) -> tuple[Path, ...]:
-    """Return the files that a mask comes from."""
+    """Return the files that belong to a mask alone."""
     if mask is None:
         return ()
     return (mask,) if isinstance(mask, Path) else mask.files
@@ -144,7 +158,7 @@ def look_at_mask(mask: Mask) -> MaskFacts:
     Raises:
         DataError: It cannot be read, or is several pictures.
     """
-    path, lossy, palette, transparency = mask_files(mask)[0], False, None, None
+    path, lossy, palette, transparency = mask_path(mask), False, None, None
     if isinstance(mask, Path):
         with opened(mask) as picture:
             refuse_pages(mask, picture)
@@ -157,14 +171,17 @@ def look_at_mask(mask: Mask) -> MaskFacts:
                 transparency = _counted(np.asarray(upright)[..., -1])
     else:
         values, colour = read_mask(mask)
+    facts = facts_of(path, values, colour=colour)
+    return replace(facts, lossy=lossy, palette=palette, transparency=transparency)
+
+
+def facts_of(path: Path, values: Array, *, colour: bool) -> MaskFacts:
+    """Return what the values of a mask say."""
     return MaskFacts(
         path=path,
         size=values.shape[1::-1],
         counts=_counted(values),
         colour=colour,
-        lossy=lossy,
-        palette=palette,
-        transparency=transparency,
         instances=not colour and holds_instances(values),
         digest=hashlib.blake2b(np.ascontiguousarray(values).data, digest_size=8).hexdigest(),
     )
@@ -210,7 +227,8 @@ def holds_instances(values: Array) -> bool:
     # Class maps lack some classes in the middle, and have the same class at several places.
     if len(there) < 5 or len(there) < 0.9 * len(boxes):
         return False
-    areas = np.array([np.prod([side.stop - side.start for side in box]) for box in there])
+    sides = np.array([[side.stop - side.start for side in box] for box in there])
+    areas, short = sides.prod(axis=1), (sides < np.array(values.shape) / 2).all(axis=1)
     counts = np.bincount(values.reshape(-1))[1:]
-    small = (areas < 0.1 * values.size) & (counts[counts > 0] > 0.3 * areas)
+    small = short & (areas < 0.1 * values.size) & (counts[counts > 0] > 0.3 * areas)
     return bool(small.mean() > 0.9)

@@ -22,14 +22,32 @@ _MASKS = (
     *("segs", "seg", "labels", "label", "labs", "lab", "labelids", "labeltrainids", "trainids"),
     *("lbl", "gts", "gt", "groundtruths", "groundtruth", "ground", "truth", "truths"),
     *("annotations", "annotation", "annotated", "annots", "annot", "anns", "ann", "annos", "anno"),
-    *("targets", "target", "manual", "trimaps", "trimap", "ho", "observer"),
+    *(
+        "targets",
+        "target",
+        "semantics",
+        "semantic",
+        "manual",
+        "trimaps",
+        "trimap",
+        "ho",
+        "observer",
+    ),
 )
 # Beside the masks of classes: pictures of them for the eye, and maps of instances.
 _FOR_THE_EYE = (
     *("visualizations", "visualization", "visualisation", "visualize", "visual", "viz", "vis"),
     *("overlays", "overlay", "blend", "preview", "colors", "color", "colours", "colour"),
 )
-_INSTANCES = ("instanceids", "instances", "instance", "segmentationobject", "objects", "object")
+_INSTANCES = (
+    "panoptic",
+    "instanceids",
+    "instances",
+    "instance",
+    "segmentationobject",
+    "objects",
+    "object",
+)
 _FILLERS = (
     *("datasets", "dataset", "data", "sets", "set", "dirs", "dir", "folders", "folder", "files"),
     *("prepped", "png", "jpg", "jpeg", "tif", "tiff", "npy", "raw", "left", "8bit", "bit", "fine"),
@@ -38,7 +56,7 @@ _FILLERS = (
 _OBSERVERS = ("2nd", "second", "3rd", "third")
 _SPLIT_OF = {word: split for split, words in SPLITS.items() for word in words}
 # Too short to be looked for inside of longer words.
-_ALONE = {"x": "image", "y": "mask", "l": "mask", "p": "mask"}
+_ALONE: dict[str, Role] = {"x": "image", "y": "mask", "l": "mask", "p": "mask"}
 
 
 def _kinds() -> dict[str, str]:
@@ -90,14 +108,15 @@ def meaning(name: str) -> Meaning:
         elif "image" in kinds and role is None:
             role = "image"
         doubt = next((kind for kind in kinds if kind in ("eye", "instance")), doubt)
+        # Masks painted in colours beside those with values, such as semantic_rgb.
+        doubt = "eye" if token.lower() == "rgb" and role == "mask" else doubt
         year = re.fullmatch(r"(19|20)\d\d", token)
         if not kinds and not year and token.strip(" _.-"):
             rest += f"_{token.lower()}" if rest else token.lower()
     if doubt and role is None:
         role = "mask"
     if role is None and name.lower() in _ALONE:
-        role = "image" if _ALONE[name.lower()] == "image" else "mask"
-        rest = ""
+        role, rest = _ALONE[name.lower()], ""
     if role is None and split is None:
         return Meaning(None, None, "", name, name)  # a town, a patient, a tile
     return Meaning(role, split, doubt, rest, template)
@@ -148,7 +167,7 @@ class Stem:
     @property
     def role(self) -> Role | None:
         """What the words at the ends say."""
-        said = {meaning(affix).role for affix in self.affixes[1:]}
+        said = {meaning(affix.strip("*_- ")).role for affix in self.affixes[1:]}
         return "mask" if "mask" in said else "image" if "image" in said else None
 
 

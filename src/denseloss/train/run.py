@@ -130,7 +130,7 @@ def run(
             *plan_lines(plan, task, data, module.model, module.criterion),
             f"out: {folder.path}",
         ):
-            console.print(line, highlight=False, markup=False, soft_wrap=True)
+            console.print(line, highlight=False, markup=False, emoji=False, soft_wrap=True)
         with _stoppable(trainer, folder, records):
             summary = _fit(trainer, folder, module, loading, records, loss=plan.loss)
     return TrainResult(folder=folder.path, summary=summary)
@@ -239,7 +239,7 @@ def opened(
         progress=progress if console.is_terminal else None,
     )
     for line in data.describe():
-        console.print(line, highlight=False, markup=False, soft_wrap=True)
+        console.print(line, highlight=False, markup=False, emoji=False, soft_wrap=True)
     return data
 
 

@@ -2,6 +2,7 @@
 
 import contextlib
 import io
+import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,8 @@ from denseloss.data.annotations.outlines import (
     AnnotatedImage,
     Object,
     Outlined,
+    classes_of,
+    labels_of,
     largest_first,
 )
 from denseloss.data.errors import DataError
@@ -21,6 +24,7 @@ from denseloss.data.paths import meaning
 from denseloss.data.samples import Findings
 
 _HEAD = 1 << 16
+_OTHERS = ("panoptic", "captions", "image_info")
 
 
 def read_coco(root: Path, folders: Sequence[Folder], findings: Findings) -> Annotated | None:
@@ -30,7 +34,7 @@ def read_coco(root: Path, folders: Sequence[Folder], findings: Findings) -> Anno
         return None
     tables = {file: _loaded(file) for file in files}
     names = _names(tables)
-    order = {name: i for i, name in enumerate(names)}
+    labels = labels_of(names)
     at: dict[str, list[Path]] = {}
     for folder in folders:
         for picture in folder.files:
@@ -50,7 +54,7 @@ def read_coco(root: Path, folders: Sequence[Folder], findings: Findings) -> Anno
                 continue
             objects = []
             for item in table.imgToAnns.get(entry["id"], ()):
-                objects.append(_object(file, item, table.cats, order))
+                objects.append(_object(file, item, table.cats, labels))
             without += sum(o.outline is None for o in objects)
             truth = Outlined(file, (entry["width"], entry["height"]), largest_first(objects))
             name = image.relative_to(root).with_suffix("").as_posix()
@@ -60,11 +64,11 @@ def read_coco(root: Path, folders: Sequence[Folder], findings: Findings) -> Anno
         text = f"{len(missing)} images that it names are not there ({shown}); add them"
         findings.problem(f"{files[0]}: {text}")
     total = sum(len(image.truth.objects) for image in images)
-    warnings: tuple[str, ...] = ()
+    doubts: tuple[str, ...] = ()
     if 0 < without < total:
-        warnings = (f"{without} of {total} objects have a box and no outline: they are not drawn",)
+        doubts = (f"{without} of {total} objects have a box and no outline: they are not drawn",)
     kind = f"COCO in {root} ({', '.join(file.name for file in files)})"
-    return Annotated(kind, names, tuple(images), warnings=warnings)
+    return Annotated(kind, classes_of(labels), tuple(images), warnings=doubts)
 
 
 def _files(root: Path, folders: Sequence[Folder]) -> Iterator[Path]:
@@ -76,7 +80,8 @@ def _files(root: Path, folders: Sequence[Folder]) -> Iterator[Path]:
     ]
     # Beside the instances, COCO has captions, keypoints and things of other tasks.
     instances = [file for file in found if "instances" in file.name]
-    yield from instances or found
+    others = [file for file in found if not any(word in file.name for word in _OTHERS)]
+    yield from instances or others
 
 
 def _looks_like_coco(file: Path) -> bool:
@@ -85,13 +90,15 @@ def _looks_like_coco(file: Path) -> bool:
         head = opened.read(_HEAD)
         opened.seek(max(0, file.stat().st_size - _HEAD))
         tail = opened.read()
-    keys = [b'"images"', b'"annotations"', b'"categories"']
-    return sum(key in head or key in tail for key in keys) >= 2
+    there = [key for key in (b'"annotations"', b'"categories"') if key in head or key in tail]
+    return b'"images"' in head + tail and bool(there)
 
 
 def _loaded(file: Path) -> Any:
     try:
-        with contextlib.redirect_stdout(io.StringIO()):
+        # What it says and warns of is about scoring boxes.
+        with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
             table = COCO(str(file))
         for entry in table.imgs.values():
             _ = entry["id"], entry["file_name"], int(entry["width"]), int(entry["height"])
@@ -122,7 +129,7 @@ def _found(name: str, split: str | None, places: Sequence[Path]) -> Path | None:
     return next(iter(same or near), None)
 
 
-def _object(file: Path, item: Any, categories: Any, order: dict[str, int]) -> Object:
+def _object(file: Path, item: Any, categories: Any, labels: dict[str, int]) -> Object:
     if item["category_id"] not in categories:
         raise DataError(
             f"{file}: annotation {item.get('id')} has category {item['category_id']}, which is "
@@ -130,7 +137,7 @@ def _object(file: Path, item: Any, categories: Any, order: dict[str, int]) -> Ob
         )
     left, top, width, height = item.get("bbox") or (0, 0, 0, 0)
     return Object(
-        label=order[str(categories[item["category_id"]]["name"])],
+        label=labels[str(categories[item["category_id"]]["name"])],
         outline=item.get("segmentation") or None,
         box=(left, top, left + width, top + height) if item.get("bbox") else None,
     )

@@ -10,7 +10,14 @@ import numpy as np
 from faster_coco_eval.core import mask as rle
 from PIL import Image
 
-from denseloss.data.annotations.outlines import Annotated, AnnotatedImage, Object, Outlined
+from denseloss.data.annotations.outlines import (
+    Annotated,
+    AnnotatedImage,
+    Object,
+    Outlined,
+    classes_of,
+    labels_of,
+)
 from denseloss.data.errors import DataError
 from denseloss.data.paths import meaning
 
@@ -27,11 +34,15 @@ def read_formats(root: Path) -> Annotated | None:
     import datumaro
     from datumaro.components.environment import Environment
 
-    logging.getLogger("datumaro").setLevel(logging.ERROR)
+    before = logging.root.manager.disable
+    logging.disable(logging.ERROR)  # it speaks of every image, through the root of all logs
     try:
-        detected = Environment().detect_dataset(str(root))
-    except Exception:
-        detected = []
+        return _first_that_reads(root, Environment().detect_dataset(str(root)), datumaro)
+    finally:
+        logging.disable(before)
+
+
+def _first_that_reads(root: Path, detected: Sequence[str], datumaro: Any) -> Annotated | None:
     failed = ""
     for name in _preferred(detected):
         try:
@@ -58,11 +69,7 @@ def _read(root: Path, kind: str, dataset: Any) -> Annotated:
     import datumaro
 
     names = [label.name for label in dataset.categories()[datumaro.AnnotationType.label]]
-    background = [
-        i for i, name in enumerate(names) if name.lower() in ("background", "_background_")
-    ]
-    kept = [i for i in range(len(names)) if i not in background]
-    place = {i: at for at, i in enumerate(kept)}
+    labels = labels_of(names)
     images = []
     for item in dataset:
         path = getattr(item.media, "path", None)
@@ -71,9 +78,9 @@ def _read(root: Path, kind: str, dataset: Any) -> Annotated:
         with Image.open(path) as picture:
             size = picture.size
         objects = [
-            Object(place[a.label], outline)
+            Object(labels[names[a.label]], outline)
             for a in sorted(item.annotations, key=lambda a: getattr(a, "z_order", 0))
-            if a.label in place and (outline := _outline(a, size)) is not None
+            if a.label is not None and (outline := _outline(a, size)) is not None
         ]
         split = meaning(item.subset or "").split
         truth = Outlined(Path(path), size, tuple(objects))
@@ -81,7 +88,7 @@ def _read(root: Path, kind: str, dataset: Any) -> Annotated:
     if images and not any(image.truth.objects for image in images):
         return Annotated(kind, (), ())
     said = f"{kind} in {root}, read by Datumaro"
-    return Annotated(said, tuple(names[i] for i in kept), tuple(images))
+    return Annotated(said, classes_of(labels), tuple(images))
 
 
 def _outline(annotation: Any, size: tuple[int, int]) -> Any:

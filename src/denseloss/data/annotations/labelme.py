@@ -12,13 +12,20 @@ import numpy as np
 from faster_coco_eval.core import mask as rle
 from PIL import Image
 
-from denseloss.data.annotations.outlines import Annotated, AnnotatedImage, Object, Outlined
+from denseloss.data.annotations.outlines import (
+    VOID,
+    Annotated,
+    AnnotatedImage,
+    Object,
+    Outlined,
+    classes_of,
+    labels_of,
+)
 from denseloss.data.errors import DataError
 from denseloss.data.files import read_text
 from denseloss.data.folders import Folder
 from denseloss.data.samples import Findings
 
-_BACKGROUND = "_background_"
 _VOID = "__ignore__"
 _CORNERS_OF_A_CIRCLE = 64
 
@@ -44,8 +51,8 @@ def read_labelme(root: Path, folders: Sequence[Folder], findings: Findings) -> A
             found.append((folder, picture, file, said))
     if not found:
         return None
-    labels = {str(shape["label"]) for *_, said in found for shape in said["shapes"]}
-    names = tuple(sorted(labels - {_BACKGROUND, _VOID}))
+    used = {str(shape["label"]) for *_, said in found for shape in said["shapes"]}
+    labels = labels_of(sorted(used - {_VOID})) | {_VOID: VOID}
     images, skipped = [], 0
     for folder, picture, file, said in found:
         with Image.open(picture) as opened:
@@ -56,15 +63,15 @@ def read_labelme(root: Path, folders: Sequence[Folder], findings: Findings) -> A
             outline = _outline(file, shape, size)
             if outline is None:
                 skipped += 1
-            elif shape["label"] != _BACKGROUND:
-                label = -1 if shape["label"] == _VOID else names.index(str(shape["label"]))
-                objects.append(Object(label, outline))
+            else:
+                objects.append(Object(labels[str(shape["label"])], outline))
         truth = Outlined(file, size, tuple(objects))
         name = "/".join([*folder.place, picture.stem])
         images.append(AnnotatedImage(name, picture, folder.split, truth))
     notes = [f"{left} images without a json, left out"] * bool(left)
     notes += [f"{skipped} lines and points have no area: they are not drawn"] * bool(skipped)
-    return Annotated(f"labelme's json in {root}", names, tuple(images), notes=tuple(notes))
+    kind = f"labelme's json in {root}"
+    return Annotated(kind, classes_of(labels), tuple(images), notes=tuple(notes))
 
 
 def _outline(file: Path, shape: Any, size: tuple[int, int]) -> Any:

@@ -1,6 +1,6 @@
 """Objects as annotation files have them, and the masks that they make."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,6 +10,10 @@ from faster_coco_eval.core import mask as rle
 from numpy.typing import NDArray
 
 from denseloss.data.errors import DataError
+
+VOID = -1
+BACKGROUND = -2
+"""Labels of what does not count, and of what an annotator painted as background."""
 
 Polygon = Sequence[float]
 """Corners x0, y0, x1, y1, ... in pixels, on the lines between pixels: 2 to 5 are pixels 2, 3, 4."""
@@ -22,7 +26,7 @@ class Object:
     """One object in an image.
 
     Attributes:
-        label: Its class, from 0; -1 does not count.
+        label: Its class, from 0; `VOID` or `BACKGROUND`.
         outline: Its polygons or run lengths; None where there is only a box.
         box: Left, top, right, bottom in pixels, half open.
     """
@@ -49,9 +53,14 @@ class Outlined:
     void: int = 255
 
     @property
-    def files(self) -> tuple[Path, ...]:
+    def path(self) -> Path:
         """The annotation file."""
-        return (self.file,)
+        return self.file
+
+    @property
+    def files(self) -> tuple[Path, ...]:
+        """None: an annotation file may hold the objects of many images."""
+        return ()
 
     def read(self) -> NDArray[np.uint8]:
         """Return the mask.
@@ -64,7 +73,7 @@ class Outlined:
         for each in self.objects:
             if each.outline is None:
                 continue
-            value = self.void if each.label < 0 else each.label + 1
+            value = {VOID: self.void, BACKGROUND: 0}.get(each.label, each.label + 1)
             try:
                 _draw(mask, each.outline, value)
             except (ValueError, TypeError, KeyError, IndexError) as error:
@@ -99,7 +108,6 @@ class Annotated:
         images: All of them.
         notes: What else was found.
         warnings: What the user should look at.
-        folders: Where names of classes may lie.
     """
 
     kind: str
@@ -107,6 +115,18 @@ class Annotated:
     images: tuple[AnnotatedImage, ...]
     notes: tuple[str, ...] = ()
     warnings: tuple[str, ...] = ()
+
+
+def labels_of(names: Iterable[str]) -> dict[str, int]:
+    """Return the label of each class; what is called background is none."""
+    kept = [name for name in dict.fromkeys(names) if name.strip("_").lower() != "background"]
+    found = dict.fromkeys(names, BACKGROUND)
+    return found | {name: label for label, name in enumerate(kept)}
+
+
+def classes_of(labels: Mapping[str, int]) -> tuple[str, ...]:
+    """Return the names of the classes in the order of their labels, without background."""
+    return tuple(name for name, label in labels.items() if label >= 0)
 
 
 def _draw(mask: NDArray[np.uint8], outline: Outline, value: int) -> None:

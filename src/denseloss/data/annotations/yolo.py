@@ -46,7 +46,7 @@ def read_yolo(root: Path, folders: Sequence[Folder], findings: Findings) -> Anno
             name = "/".join([*folder.place, picture.stem])
             images.append(AnnotatedImage(name, picture, folder.split, truth))
     notes = [f"{bare} images without a text are background"] * bool(bare)
-    every = tuple(names or [f"class {i}" for i in range(top + 1)])
+    every = tuple(names or [f"class {i}" for i in range(top + 1)])  # 0 is the first foreground
     return Annotated(f"YOLO's texts in {root}", every, tuple(images), notes=tuple(notes))
 
 

@@ -7,11 +7,12 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TypeVar
+from typing import Protocol, TypeVar
 
 import torch
 from torch import Tensor
 
+from denseloss.data.class_names import ClassNames
 from denseloss.data.errors import DataError
 from denseloss.data.images import (
     ImageFacts,
@@ -21,9 +22,10 @@ from denseloss.data.images import (
     oriented_size,
     read_image,
 )
-from denseloss.data.masks import Mask, MaskFacts, look_at_mask, mask_files, read_mask
+from denseloss.data.masks import Mask, MaskFacts, facts_of, look_at_mask, mask_path, read_mask
 from denseloss.data.samples import VOID, Findings, Sample
 from denseloss.data.synthetic import Scenes
+from denseloss.data.user_dataset import UserDataset
 from denseloss.tasks.segmentation.labels import (
     Labels,
     Mode,
@@ -37,10 +39,18 @@ from denseloss.tasks.segmentation.labels import (
 from denseloss.tasks.segmentation.pairing import Layout
 from denseloss.tasks.segmentation.sources import find_samples
 from denseloss.tasks.task import Progress, Split
+from denseloss.user_code import full_name, is_user_code
 
 T = TypeVar("T")
 
 _SPLIT_NAMES = {"val": "validation", "test": "a held-out split"}
+
+
+class Drawer(Protocol):
+    """What draws samples by their names."""
+
+    def draw(self, name: str) -> tuple[Tensor, Tensor]:
+        """Return the image, `uint8[3, h, w]`, and the raw mask, `int[h, w]`."""
 
 
 @dataclass(frozen=True)
@@ -61,7 +71,7 @@ class SegmentationData:
         notes: What else was found, in plain words.
         warnings: What the user should look at.
         window: The deep (16 bit, float) image values that become 0 and 255.
-        scenes: What draws the samples when they are synthetic.
+        drawer: What draws the samples that are no files.
         digests: Of the raw values of each mask, by the sample's name.
         pixels: How many pixels of each class and of `VOID` a mask has, by the sample's name, as far
             as the masks were looked at when the data was opened.
@@ -80,7 +90,7 @@ class SegmentationData:
     notes: tuple[str, ...] = ()
     warnings: tuple[str, ...] = ()
     window: Window | None = None
-    scenes: Scenes | None = field(default=None, repr=False)
+    drawer: Drawer | None = field(default=None, repr=False)
     digests: Mapping[str, str] = field(default_factory=dict, repr=False)
     pixels: Mapping[str, Counter[int]] = field(default_factory=dict, repr=False)
 
@@ -107,8 +117,7 @@ class SegmentationData:
     @property
     def has_background(self) -> bool:
         """Whether class 0 is what is left beside the others, and not a class like them."""
-        name = self.class_names[0].lower().strip("_ ")
-        return self.mode == "binary" or name in ("background", "bg", "unlabeled", "unlabelled")
+        return self.labels.background
 
     @property
     def num_classes(self) -> int:
@@ -130,7 +139,7 @@ class SegmentationData:
         image = read_image(sample.image, window=self.window, size=(width, height))
         if image.shape[:2] != mask.shape:
             size = image.shape[1::-1]
-            file = mask_files(sample.mask)[0]
+            file = mask_path(sample.mask)
             raise DataError(_sizes_differ(sample.image, size, file, (width, height)))
         return torch.from_numpy(image).permute(2, 0, 1).contiguous(), mask
 
@@ -143,7 +152,7 @@ class SegmentationData:
         if sample.mask is None:
             return self._drawn(sample)[1]
         raw, colour = read_mask(sample.mask, alpha=self.labels.alpha)
-        file = mask_files(sample.mask)[0]
+        file = mask_path(sample.mask)
         return torch.from_numpy(self.labels.decode(raw, colour=colour, path=file))
 
     def index_pixels(self, sample: Sample) -> Counter[int]:
@@ -160,9 +169,11 @@ class SegmentationData:
         return tuple(pixels[i] for i in range(self.num_classes))
 
     def _drawn(self, sample: Sample) -> tuple[Tensor, Tensor]:
-        if self.scenes is None:
+        if self.drawer is None:
             raise DataError(f"{sample.name}: is no sample of {self.source}")
-        return self.scenes.draw(sample.name)
+        image, raw = self.drawer.draw(sample.name)
+        decoded = self.labels.decode(raw.numpy(), colour=False, path=Path(self.name, sample.name))
+        return image, torch.from_numpy(decoded)
 
     def describe(self) -> list[str]:
         """What was found, in plain words, one thing on a line."""
@@ -241,7 +252,9 @@ def open_data(
 
     Args:
         where: A folder of images and masks, a Pascal VOC folder, `"synthetic:NAME"` with knobs as
-            in `"synthetic:blobs?n=64&size=128&seed=3"`, or `None` for `"synthetic:blobs"`.
+            in `"synthetic:blobs?n=64&size=128&seed=3"`, or `None` for `"synthetic:blobs"`; or the
+            name of a function, `"file.py:make"` or `"package.module:make"`, that returns a
+            `torch.utils.data.Dataset` of pairs (image, mask), or a dict of them by split.
         mode: Overrides what the masks say.
         classes: How many classes there are or their names, background included.
         ignore_index: The raw mask value of void pixels.
@@ -287,20 +300,33 @@ def survey(
     check_said(said)
     if where is None or str(where).startswith("synthetic:"):
         return _synthetic(str(where or "synthetic:blobs"), said)
-    root = Path(where).expanduser()
-    layout = find_samples(
-        root, findings, images=said.images, masks=said.masks, skip=said.skip_unlabelled
-    )
+    drawer: UserDataset | None = None
+    if is_user_code(str(where)):
+        root = Path(full_name(str(where)))
+        drawer = UserDataset.open(str(where))
+        layout = Layout(root, f"the data set of {where}")
+        if len(drawer.classes) > 1:
+            layout.names.append(ClassNames(root, dict(enumerate(drawer.classes))))
+        for name, names in drawer.splits.items():
+            layout.splits[name] = [Sample(each, None, None) for each in names]
+    else:
+        root = Path(where).expanduser()
+        layout = find_samples(
+            root, findings, images=said.images, masks=said.masks, skip=said.skip_unlabelled
+        )
     samples = layout.samples
     if not samples:
         raise DataError(f"{root}: no image has a mask; see `denseloss check {root}`")
-    seen = list(_look_at_all(samples, progress, findings, whole=whole))
+    if drawer is not None:
+        seen = list(_drawn_once(drawer, samples, progress))
+    else:
+        seen = list(_look_at_all(samples, progress, findings, whole=whole))
     masks = {sample: mask for sample, _, mask in seen}
     for _, image, mask in seen:
         if image.size != mask.size and oriented_size(image.path) != mask.size:
             text = _sizes_differ(image.path, image.size, mask.path, mask.size)
-            findings.problem(text, image.path, mask.path)
-    good = [m for m in masks.values() if m.path not in findings.bad]
+            findings.problem(text, image.path)
+    good = [m for s, m in masks.items() if not findings.bad.intersection(s.files)]
     if not good:
         raise DataError(f"{root}: no readable pair of image and mask; see `denseloss check {root}`")
     if alpha := in_transparency(good):
@@ -330,7 +356,7 @@ def survey(
             f"{high:g} become 0 to 255 in every image"
         )
     return SegmentationData(
-        name=root.resolve().name,
+        name=root.name if drawer else root.resolve().name,
         source=layout.kind,
         train=train,
         val=val,
@@ -343,6 +369,7 @@ def survey(
         notes=tuple(notes),
         warnings=tuple(warnings),
         window=window,
+        drawer=drawer,
         digests={s.name: masks[s].digest for s in kept},
         pixels=pixels,
     )
@@ -370,6 +397,16 @@ def _look_at_all(
                 yield sample, image, mask
     finally:
         pool.shutdown(cancel_futures=True)
+
+
+def _drawn_once(
+    drawer: Drawer, samples: list[Sample], progress: Progress | None
+) -> Iterator[tuple[Sample, ImageFacts, MaskFacts]]:
+    for sample in progress(samples) if progress else samples:
+        raw = drawer.draw(sample.name)[1]
+        path = Path(sample.name)
+        facts = facts_of(path, raw.numpy(), colour=False)
+        yield sample, ImageFacts(path, facts.size, "RGB", None), facts
 
 
 def _doubts(
@@ -541,5 +578,5 @@ def _synthetic(where: str, said: Said) -> SegmentationData:
         class_share=class_share,
         split_note="fixed: the first two thirds train",
         notes=(note,) if len(looked_at) < train_n else (),
-        scenes=scenes,
+        drawer=scenes,
     )

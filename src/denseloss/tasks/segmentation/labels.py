@@ -32,6 +32,7 @@ CITYSCAPES = {
     **{32: "motorcycle", 33: "bicycle"},
 }
 _VOC_VOID_COLOUR = 0xE0E0C0
+_BACKGROUNDS = ("background", "bg", "unlabeled", "unlabelled", "nothing", "none")
 _MOST_COLOURS = 64
 _MOST_CLASSES = 254
 _UNKNOWN = 254
@@ -83,6 +84,7 @@ class Labels:
         threshold: Raw values from here on are foreground, those below are background.
         others_are_void: Values that are no class are void, too.
         alpha: The masks are in the alpha channel.
+        background: Class 0 is what is left beside the others, and not a class like them.
         notes: What was concluded, in plain words.
         warnings: What the user should look at.
     """
@@ -95,6 +97,7 @@ class Labels:
     threshold: int | None = None
     others_are_void: bool = False
     alpha: bool = False
+    background: bool = True
     notes: tuple[str, ...] = ()
     warnings: tuple[str, ...] = ()
 
@@ -254,6 +257,7 @@ def decide_labels(
             colour=colour,
             threshold=threshold,
             alpha=alpha,
+            background=names is not None or not colour or values[0] == 0,
             notes=tuple(notes),
             warnings=tuple(warnings),
         )
@@ -411,6 +415,7 @@ def _known(
             values=ids,
             ignore_value=said.ignore_index,
             others_are_void=True,
+            background=False,
             notes=(note,),
         )
     colour = any(mask.colour for mask in masks)
@@ -441,7 +446,8 @@ def _by_names(
     if not names.exact and list(values) == [0, 255] and len(of) == 2:
         of = dict(zip((0, 255), of.values(), strict=True))
         present, void = [0, 255], set()
-    if not names.exact and not set(present) <= set(of) and present == list(range(len(of) + 1)):
+    beyond = set(present) - set(of) == {len(of)}
+    if not names.exact and beyond and min(present) == 0:
         # A list of things, which leaves the background out.
         of = {0: "background", **{value + 1: name for value, name in of.items()}}
     if not 2 <= len(of) < _MOST_CLASSES or len(set(of.values())) < len(of):
@@ -459,6 +465,7 @@ def _by_names(
         ignore_value=hidden[0] if hidden else ignore,
         colour=colour,
         others_are_void=len(hidden) > 1,
+        background=len(of) == 2 or next(iter(of.values())).lower().strip("_ ") in _BACKGROUNDS,
         notes=tuple(notes),
     )
 

@@ -16,6 +16,10 @@ from denseloss.data.samples import Findings, Sample
 from denseloss.tasks.segmentation.doubts import is_field_of_view
 
 
+class NoMatchError(DataError):
+    """There are folders of images and of masks, but no file of one has its partner in the other."""
+
+
 @dataclass
 class Layout:
     """The samples that were found.
@@ -25,6 +29,7 @@ class Layout:
         kind: What was found, in words.
         splits: The samples by split.
         masks: How the masks are called, such as `masks/*_mask`.
+        doubtful: Whether the masks look like none to train on.
         known: Which known data set it is, as `decide_labels` takes it.
         names: The names of classes that lie beside the data.
         notes: What else was found.
@@ -35,6 +40,7 @@ class Layout:
     kind: str
     splits: dict[Split, list[Sample]] = field(default_factory=dict)
     masks: str = ""
+    doubtful: bool = False
     known: str = ""
     names: list[ClassNames] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
@@ -79,6 +85,7 @@ class Found:
     masks: dict[Kind, list[Path]] = field(default_factory=dict)
     name: str = ""
     split: Split = None
+    channels: int = 1
 
     def __post_init__(self) -> None:
         self.split = self.folder.split
@@ -103,7 +110,8 @@ def find_pairs(root: Path, findings: Findings, *, skip: bool) -> Layout | None:
         The pairs; None where no picture in there is called like a mask.
 
     Raises:
-        DataError: Images and masks do not belong together.
+        NoMatchError: Images and masks do not belong together.
+        DataError: Some do not.
     """
     folders = folders_below(root)
     of = {role: [f for f in folders if f.role == role] for role in ("image", "mask", None)}
@@ -119,7 +127,7 @@ def find_pairs(root: Path, findings: Findings, *, skip: bool) -> Layout | None:
     if not found:
         if not (of["image"] and masks):
             return None
-        raise DataError(
+        raise NoMatchError(
             f"{of['image'][0].path}: no image has a mask of its name in {masks[0].path} (for "
             f"example {of['image'][0].files[0].name} and {masks[0].files[0].name}); give a mask "
             "its image's name, or say what both share with --images and --masks, such as "
@@ -272,10 +280,11 @@ def _matched(folder: Folder, images: list[Path], masks: list[tuple[Path, Folder]
     if len(edges) < min(len(images), len(masks)) / 2:
         edges = _edges_without_what_all_share(images, masks) or edges
     of = dict(masks)
-    channels: set[Path] = set()
+    dropped: set[Path] = set()
     for mask, (owners, affix) in edges.items():
         if len(owners) > 1 and all(is_channel(image.stem) for image in owners):
-            channels.update(owners[1:])
+            dropped.update(owners[1:])
+            found[owners[0]].channels = len(owners)
             owners = owners[:1]
         for image in owners:
             pair = found[image]
@@ -286,7 +295,7 @@ def _matched(folder: Folder, images: list[Path], masks: list[tuple[Path, Folder]
         left = [mask for mask, _ in masks if mask not in edges]
         for mask in left:
             found[images[0]].masks.setdefault(_kind(of[mask], "*"), []).append(mask)
-    return [pair for image, pair in found.items() if image not in channels]
+    return [pair for image, pair in found.items() if image not in dropped]
 
 
 def _kind(folder: Folder, affix: str) -> Kind:
@@ -357,6 +366,7 @@ def _common(words: Sequence[str]) -> int:
 
 def _layout(root: Path, found: list[Found], findings: Findings, *, skip: bool) -> Layout:
     """Choose among the kinds of masks, and divide the samples by their splits."""
+    found = _of_one_kind_of_images(found)
     kinds = Counter(kind for pair in found for kind in pair.masks)
     ranked = _ranked(kinds, found)
     layout = Layout(root, "")
@@ -393,12 +403,33 @@ def _layout(root: Path, found: list[Found], findings: Findings, *, skip: bool) -
         layout.notes.append(
             f"{len(joined)} images have {counts} mask files each: their union is the mask"
         )
+    if several := [pair.channels for pair in found if pair.channels > 1]:
+        layout.warnings.append(
+            f"{len(several)} images have {max(several)} channels in files of their own: only the "
+            "first one (_0000) is read"
+        )
     _say_unlabelled(layout, bare, findings, skip=skip)
     images = sorted({pair.folder.template for pair in found})
     layout.masks = str(taken[0]) if taken else ""
+    layout.doubtful = any(kind.doubt in ("eye", "instance") for kind in taken)
     layout.kind = f"pairs of {images[0] or '*'} and {layout.masks} in {root}"
     _check_names(layout)
     return layout
+
+
+def _of_one_kind_of_images(found: list[Found]) -> list[Found]:
+    """Leave out the images of folders whose masks belong to the images of a better folder."""
+    claims: dict[Path, set[str]] = defaultdict(set)
+    for pair in found:
+        for files in pair.masks.values():
+            for file in files:
+                claims[file].add(pair.folder.template)
+    contested = {template for names in claims.values() if len(names) > 1 for template in names}
+    if not contested:
+        return found
+    count = Counter(pair.folder.template for pair in found if pair.masks)
+    best = min(contested, key=lambda name: (-count[name], len(name), name))
+    return [pair for pair in found if pair.folder.template not in contested - {best}]
 
 
 def _ranked(kinds: Counter[Kind], found: Sequence[Found]) -> list[Kind]:

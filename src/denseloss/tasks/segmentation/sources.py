@@ -16,6 +16,7 @@ from denseloss.data.paths import meaning
 from denseloss.data.samples import Findings, Sample
 from denseloss.tasks.segmentation.pairing import (
     Layout,
+    NoMatchError,
     by_names_alone,
     find_pairs,
     orphans,
@@ -78,17 +79,22 @@ def _looked_for(outer: Path, findings: Findings, *, skip: bool) -> Layout:
         if len(inside) != 1 or not inside[0].is_dir() or _says_something(inside[0].name):
             break
         root = inside[0]
-    layout = find_pairs(root, findings, skip=skip)
-    if layout is not None:
-        orphans(root, layout, findings)
-    else:
-        layout = _annotated(root, read_annotations(root, findings))
+    unmatched: NoMatchError | None = None
+    layout = None
+    try:
+        layout = find_pairs(root, findings, skip=skip)
+    except NoMatchError as error:
+        unmatched = error
+    if layout is None or layout.doubtful:
+        layout = _annotated(root, read_annotations(root, findings)) or layout
     layout = layout or by_names_alone(root, findings, skip=skip)
-    layout = layout or _annotated(root, read_formats(root))
+    if layout is None or layout.doubtful:
+        layout = _annotated(root, read_formats(root)) or layout
     if layout is None:
-        raise DataError(_nothing_found(outer))
+        raise unmatched or DataError(_nothing_found(outer))
     if root != outer:
         layout.notes.append(f"the data lies in {root}")
+    orphans(root, layout, findings)
     _use_lists(layout, findings)
     if all(s.image and s.image.parent.name == "JPEGImages" for s in layout.samples) and all(
         _VOC_NAME.match(s.name) for s in layout.samples
@@ -210,7 +216,9 @@ def _nothing_found(root: Path) -> str:
             f"{root}: holds {' and '.join(sorted(arrays))}, which are not read (it holds {have}); "
             "save each slice or array as PNG or TIFF, images and masks under the same names"
         )
-    if meaning(root.name).role and any(not where and s in SUFFIXES for where, s in counts):
+    beside = {meaning(p.name).role for p in root.parent.iterdir() if p.is_dir()}
+    here = any(not where and suffix in SUFFIXES for where, suffix in counts)
+    if meaning(root.name).role and here and {"image", "mask"} <= beside:
         return f"{root}: is only one half of the data; give the folder above it, {root.parent}"
     xml = next(root.rglob("*.xml"), None)
     if xml is not None and re.search(r"<annotation\b", read_text(xml)[:400]):  # Pascal VOC's

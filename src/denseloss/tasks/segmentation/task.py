@@ -1,6 +1,7 @@
 """The segmentation task: which of this folder's parts answers what."""
 
 import hashlib
+import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -98,6 +99,13 @@ class Segmentation(Task):
     part = "class"
 
     # ------------------------------------------------------------------------------- data
+
+    def place(self, options: SegmentationSettings) -> str | None:
+        """Return the folder that `--images` and `--masks` have in common."""
+        if options.images is None or options.masks is None:
+            return None
+        ends = [Path(side.partition("*")[0]) for side in (options.images, options.masks)]
+        return os.path.commonpath([end.expanduser().absolute() for end in ends])
 
     def open(
         self,

@@ -44,11 +44,10 @@ class ClassNames:
 def find_class_names(folders: Iterable[Path]) -> Iterator[ClassNames]:
     """Yield the names of classes that lie in folders, one for each file that is understood."""
     for folder in dict.fromkeys(folders):
-        there = {p.name.lower(): p for p in sorted(folder.iterdir())} if folder.is_dir() else {}
         for name in _FILES:
-            if name in there and there[name].is_file():
+            if (folder / name).is_file():
                 try:
-                    found = _read(there[name])
+                    found = _read(folder / name)
                 except (
                     OSError,
                     ValueError,

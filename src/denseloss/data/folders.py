@@ -12,7 +12,7 @@ Split = str | None
 """None: there is no split."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)  # its files are many, and it is a key
 class Folder:
     """A folder with pictures in it.
 

@@ -117,8 +117,9 @@ def find_pairs(root: Path, findings: Findings, *, skip: bool) -> Layout | None:
     of = {role: [f for f in folders if f.role == role] for role in ("image", "mask", None)}
     images, masks = of["image"] or of[None], of["mask"]
     found: list[Found] = []
+    at = _by_place(masks)
     for folder in images:
-        pairs = _with_masks(folder, masks)
+        pairs = _with_masks(folder, at)
         if not any(pair.masks for pair in pairs):
             pairs = _side_by_side(folder) or pairs
         found += pairs
@@ -148,16 +149,14 @@ def by_names_alone(root: Path, findings: Findings, *, skip: bool) -> Layout | No
     """
     folders = folders_below(root)
     images = [f for f in folders if f.role == "image"]
-    others = [replace(f, told="mask") for f in folders if f.role is None and f not in images]
-    found = []
-    for folder in images:
-        # Without the part of its path that is the folder's own name.
-        near = [
-            replace(o, means=(*o.means[:-1], replace(o.means[-1], role="mask", rest="")))
-            for o in others
-            if o.means and o.split in (None, folder.split)
-        ]
-        found += _with_masks(folder, [n for n in near if n.key == folder.key])
+    # The last part of the path of another folder is its own name, and no place.
+    others = [
+        replace(f, means=(*f.means[:-1], replace(f.means[-1], role="mask", rest="")))
+        for f in folders
+        if f.role is None and f.means
+    ]
+    at = _by_place(others)
+    found = [pair for folder in images for pair in _with_masks(folder, at)]
     covered = sum(bool(pair.masks) for pair in found)
     if not covered or covered < 0.9 * len(found):
         return None
@@ -186,7 +185,8 @@ def told_pairs(images: str, masks: str, root: Path, findings: Findings, *, skip:
         for option, role in (("--images", "image"), ("--masks", "mask")):
             folders = folders_below(Path(sides[option]))
             of[option] = [replace(folder, told=role) for folder in folders]  # type: ignore[arg-type]
-        found = [p for f in of["--images"] for p in _with_masks(f, of["--masks"])]
+        at = _by_place(of["--masks"])
+        found = [p for f in of["--images"] for p in _with_masks(f, at)]
     else:
         keyed = {option: _by_key(side) for option, side in sides.items()}
         kind = Kind(masks, "")
@@ -241,20 +241,31 @@ def _by_key(side: str) -> dict[str, Path]:
 # ------------------------------------------------------------------------------------ pairing
 
 
-def _with_masks(folder: Folder, masks: Sequence[Folder]) -> list[Found]:
+At = Mapping[tuple[str, ...], Sequence[Folder]]
+"""Folders of masks by their key."""
+
+
+def _by_place(folders: Iterable[Folder]) -> At:
+    at: dict[tuple[str, ...], list[Folder]] = defaultdict(list)
+    for folder in folders:
+        at[folder.key].append(folder)
+    return at
+
+
+def _with_masks(folder: Folder, masks: At) -> list[Found]:
     """Return the images of a folder with the masks of the folders that are its partners."""
     partners = _partners(folder, masks)
     files = [(file, partner) for partner in partners for file in partner.files]
     return _matched(folder, list(folder.files), files)
 
 
-def _partners(folder: Folder, masks: Sequence[Folder]) -> list[Folder]:
-    near = [m for m in masks if m.key == folder.key]
+def _partners(folder: Folder, masks: At) -> list[Folder]:
+    near: Sequence[Folder] = masks.get(folder.key, ())
     if not near:  # one side has its files in folders of towns or patients, the other has not
-        near = [m for m in masks if not m.key or not folder.key]
+        near = masks.get((), ()) if folder.key else [m for group in masks.values() for m in group]
     found = [m for m in near if m.split == folder.split] or [m for m in near if m.split is None]
     if folder.split is None:
-        found = found or near
+        found = found or list(near)
     same = [m for m in found if m.rest == folder.rest]
     return same if folder.rest and same else found
 
@@ -370,11 +381,10 @@ def _layout(root: Path, found: list[Found], findings: Findings, *, skip: bool) -
     kinds = Counter(kind for pair in found for kind in pair.masks)
     ranked = _ranked(kinds, found)
     layout = Layout(root, "")
-    of: dict[Folder, Kind | None] = {}
+    here: dict[Folder, set[Kind]] = defaultdict(set)
     for pair in found:
-        if of.get(pair.folder) is None:
-            here = {k for p in found if p.folder is pair.folder for k in p.masks}
-            of[pair.folder] = next((kind for kind in ranked if kind in here), None)
+        here[pair.folder].update(pair.masks)
+    of = {folder: next((k for k in ranked if k in kinds), None) for folder, kinds in here.items()}
     taken = list(dict.fromkeys(kind for kind in of.values() if kind is not None))
     _say_which(layout, taken, ranked)
     labelled: dict[Split, list[Sample]] = defaultdict(list)

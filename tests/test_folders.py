@@ -380,3 +380,50 @@ def test_what_a_name_says(name: str, role: str | None, split: str | None) -> Non
 def test_names_that_are_left_as_they_are(name: str) -> None:
     assert name.lower() in stem_of(name).keys
     assert stem_of(name).role in (None, "image")
+
+
+KNOWN = {
+    "Carvana": ("train/{}_01.jpg", "train_masks/{}_01_mask.gif"),
+    "ISIC": (
+        "ISIC_Task1_Training_Input/I_{}.jpg",
+        "ISIC_Task1_Training_GroundTruth/I_{}_segmentation.png",
+    ),
+    "STARE": ("stare-images/im000{}.ppm", "labels-ah/im000{}.ah.ppm", "labels-vk/im000{}.vk.ppm"),
+    "Potsdam": ("2_Ortho_RGB/top_2_1{}_RGB.tif", "5_Labels_all/top_2_1{}_label.tif"),
+    "Mapillary": ("training/images/{}.png", *(f"training/v{v}/labels/{{}}.png" for v in (1, 2))),
+    "ACDC": (
+        "rgb_anon/fog/train/G1/a_{}_rgb_anon.png",
+        "gt/fog/train/G1/a_{}_gt_semantic.png",
+        "gt/fog/train/G1/a_{}_gt_labelColor.png",
+    ),
+    "DUTS": ("DUTS-TR/DUTS-TR-Image/{}.jpg", "DUTS-TR/DUTS-TR-Mask/{}.png"),
+    "LIP": ("TrainVal_images/train_images/{}.jpg", "TrainVal_annotations/train_segs/{}.png"),
+    "BDD100K": ("images/10k/train/{}.jpg", "labels/sem_seg/masks/train/{}.png"),
+    "Lyft": ("dataA/CameraRGB/{}.png", "dataA/CameraSeg/{}.png"),
+    "LGG": ("kaggle/TCGA_1/T_{}.tif", "kaggle/TCGA_1/T_{}_mask.tif"),
+    "U-Net tutorial": ("data/membrane/train/image/{}.png", "data/membrane/train/label/{}.png"),
+}
+
+
+@pytest.mark.parametrize("name", KNOWN)
+def test_layouts_of_known_sets(tmp_path: Path, name: str) -> None:
+    images, masks, *others = KNOWN[name]
+    for i in range(4):
+        image(tmp_path / images.format(i), i)
+        mask(tmp_path / masks.format(i), i)
+        for other in others:
+            mask(tmp_path / other.format(i), i, area=88)
+    data = open_data(tmp_path)
+    pixels = {sum(data.class_pixels(s)[1:]) for s in (*data.train, *data.val)}
+    assert pixels == {30, 31, 32, 33}
+    assert bool(others) == any("not taken" in note for note in data.notes)
+
+
+def test_sequences_with_masks_in_folders_of_their_numbers(tmp_path: Path) -> None:
+    for i, sequence in enumerate(("01", "02", "03")):
+        for frame in range(2):
+            image(tmp_path / sequence / f"t{frame:03d}.tif", 2 * i + frame)
+            mask(tmp_path / f"{sequence}_GT" / "SEG" / f"man_seg{frame:03d}.tif", 2 * i + frame)
+    data = open_data(tmp_path)
+    pixels = sorted(data.class_pixels(s)[1] for s in (*data.train, *data.val))
+    assert pixels == list(range(30, 36))

@@ -36,7 +36,7 @@ class Folder:
     @cached_property
     def split(self) -> Split:
         """The split that its path says."""
-        return next((m.split for m in self.means if m.split), None)
+        return next((m.split for m in reversed(self.means) if m.split), None)
 
     @cached_property
     def place(self) -> tuple[str, ...]:
@@ -52,6 +52,11 @@ class Folder:
     def rest(self) -> tuple[str, ...]:
         """What is left of the parts that say something, such as the 1 of masks_1."""
         return tuple(m.rest for m in self.means if m.role is not None and m.rest)
+
+    @cached_property
+    def literal(self) -> str:
+        """Its path, with a * for its split."""
+        return "".join(f"{m.template}/" for m in self.means).replace("{split}", "*")
 
     @cached_property
     def template(self) -> str:

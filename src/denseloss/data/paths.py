@@ -8,9 +8,9 @@ from typing import Literal
 Role = Literal["image", "mask"]
 
 SPLITS = {
-    "train": ("train", "training", "trn", "tr", "trainval"),
+    "train": ("train", "training", "trn", "tr"),
     "val": ("validation", "valid", "val", "dev"),
-    "test": ("test", "testing", "tst", "ts"),
+    "test": ("test", "testing", "tst", "ts", "te"),
 }
 _IMAGES = (
     *("images", "image", "imgs", "img", "jpegimages", "pictures", "picture", "pics", "pic"),
@@ -37,7 +37,18 @@ _MASKS = (
 # Beside the masks of classes: pictures of them for the eye, and maps of instances.
 _FOR_THE_EYE = (
     *("visualizations", "visualization", "visualisation", "visualize", "visual", "viz", "vis"),
-    *("overlays", "overlay", "blend", "preview", "colors", "color", "colours", "colour"),
+    *(
+        "overlays",
+        "overlay",
+        "blend",
+        "preview",
+        "colormaps",
+        "colormap",
+        "colors",
+        "color",
+        "colours",
+        "colour",
+    ),
 )
 _INSTANCES = (
     "panoptic",
@@ -52,6 +63,7 @@ _FILLERS = (
     *("datasets", "dataset", "data", "sets", "set", "dirs", "dir", "folders", "folder", "files"),
     *("prepped", "png", "jpg", "jpeg", "tif", "tiff", "npy", "raw", "left", "8bit", "bit", "fine"),
     *("coarse", "1st", "2nd", "first", "second", "id", "ids", "all", "class"),
+    *("trainval", "anon"),
 )
 _OBSERVERS = ("2nd", "second", "3rd", "third")
 _SPLIT_OF = {word: split for split, words in SPLITS.items() for word in words}

@@ -266,8 +266,10 @@ def _partners(folder: Folder, masks: At) -> list[Folder]:
     found = [m for m in near if m.split == folder.split] or [m for m in near if m.split is None]
     if folder.split is None:
         found = found or list(near)
-    same = [m for m in found if m.rest == folder.rest]
-    return same if folder.rest and same else found
+    # images_1 belongs to masks_1, and 01/ to 01_GT/.
+    own = folder.rest or folder.key[-1:]
+    same = [m for m in found if m.rest == own]
+    return same if own and same else found
 
 
 def _side_by_side(folder: Folder) -> list[Found] | None:
@@ -306,12 +308,27 @@ def _matched(folder: Folder, images: list[Path], masks: list[tuple[Path, Folder]
         left = [mask for mask, _ in masks if mask not in edges]
         for mask in left:
             found[images[0]].masks.setdefault(_kind(of[mask], "*"), []).append(mask)
+    for pair in found.values():
+        _tell_versions_apart(pair, of)
     return [pair for image, pair in found.items() if image not in dropped]
 
 
-def _kind(folder: Folder, affix: str) -> Kind:
+def _kind(folder: Folder, affix: str, *, literal: bool = False) -> Kind:
     doubts = [m.doubt for m in (*folder.means, meaning(affix)) if m.doubt]
-    return Kind(f"{folder.template}{affix}", doubts[-1] if doubts else "")
+    place = folder.literal if literal else folder.template
+    return Kind(f"{place}{affix}", doubts[-1] if doubts else "")
+
+
+def _tell_versions_apart(pair: Found, of: Mapping[Path, Folder]) -> None:
+    """Take masks of one name in several folders, such as v1.2/ and v2.0/, for several kinds."""
+    for kind, files in list(pair.masks.items()):
+        if len(files) > 1 and len({f.stem for f in files}) == 1:
+            folders = {of[file].path for file in files}
+            if len(folders) == len(files):
+                del pair.masks[kind]
+                affix = kind.name.rpartition("/")[2]
+                for file in files:
+                    pair.masks[_kind(of[file], affix, literal=True)] = [file]
 
 
 Edges = dict[Path, tuple[list[Path], str]]
@@ -341,22 +358,27 @@ def _edges_without_what_all_share(
     images: Sequence[Path], masks: Sequence[tuple[Path, Folder]]
 ) -> Edges:
     """Match what is left of the names without the beginning and end that all of a side share."""
-    if len(images) < 2 or len(masks) < 2:
-        return {}
     start, end = _shared([image.stem for image in images])
     of = {image.stem[start : len(image.stem) - end].lower(): [image] for image in images}
-    first, last = _shared([mask.stem for mask, _ in masks])
+    alike: dict[tuple[str, str], list[Path]] = defaultdict(list)
+    for mask, folder in masks:
+        alike[folder.template, stem_of(mask.stem).affixes[-1]].append(mask)
     edges: Edges = {}
-    for mask, _ in masks:
-        key = mask.stem[first : len(mask.stem) - last].lower()
-        if key in of:
-            affix = f"{mask.stem[:first]}*{mask.stem[len(mask.stem) - last :]}"
-            edges[mask] = of[key], affix
+    for (_, affix), group in alike.items():
+        rests = {mask: stem_of(mask.stem).keys[-1] for mask in group}
+        first, last = _shared(list(rests.values()))
+        for mask, rest in rests.items():
+            key = rest[first : len(rest) - last]
+            if key in of:
+                around = f"{rest[:first]}*{rest[len(rest) - last :]}"
+                edges[mask] = of[key], affix.replace("*", around)
     return edges
 
 
 def _shared(stems: Sequence[str]) -> tuple[int, int]:
     """How many letters all names share at the beginning and at the end; never part of a number."""
+    if len(stems) < 2:
+        return 0, 0
     start = _common(stems)
     while start and stems[0][start - 1].isdigit():
         start -= 1

@@ -180,7 +180,12 @@ class Segmentation(Task):
 
     def criterion(self, weighted_sum: WeightedSum, data: SegmentationData) -> SegmentationCriterion:
         """Return the loss as the masks need it."""
-        return SegmentationCriterion(weighted_sum, mode=data.mode, num_classes=data.num_classes)
+        return SegmentationCriterion(
+            weighted_sum,
+            mode=data.mode,
+            num_classes=data.num_classes,
+            has_void=_has_void(data),
+        )
 
     def meter(self, data: SegmentationData) -> nn.Module:
         """Return the overlap scores of a split, pooled over its pixels."""
@@ -327,6 +332,13 @@ class Segmentation(Task):
     ) -> Iterator[Section]:
         """Return sizes, calibration, images and gradient maps."""
         yield from sections(evidence, details)
+
+
+def _has_void(data: SegmentationData) -> bool:
+    """Whether a mask has void pixels, as far as that is known; they have if they may."""
+    if data.ignore_value is None or not data.pixels:
+        return data.ignore_value is not None
+    return any(pixels[VOID] > 0 for pixels in data.pixels.values())
 
 
 def _confusion(truth: Tensor, prediction: Tensor, classes: int) -> Tensor:

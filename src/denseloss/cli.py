@@ -198,10 +198,13 @@ def show(loss: str, /) -> int:
     """Print what a loss computes, its options and its source.
 
     Args:
-        loss: A name of `denseloss ls`.
+        loss: A name of `denseloss ls`, or file.py:name of your own.
     """
+    from denseloss import compose
     from denseloss.contract import nearest
 
+    if compose.references(loss):
+        return _show_own(loss)
     functions = _loss_functions()
     function = functions.get(loss.removesuffix("_loss"))
     if function is None:
@@ -210,6 +213,47 @@ def show(loss: str, /) -> int:
         return _complain(f"{loss}: no such loss{meant}; see `denseloss ls`")
     print(f"{_signature(function)}\n\n{inspect.getdoc(function)}")
     return 0
+
+
+def _show_own(text: str) -> int:
+    """Print what is known of a loss of the user's own, and what a first look finds."""
+    from denseloss import compose
+
+    try:
+        terms = compose.user_losses(compose.parse(text, mixed=True))
+    except compose.ParseError as error:
+        return _complain(str(error))
+    for term in terms:
+        print(f"{term.described}\n\nfile: {term.file or 'none, it is not written in Python'}")
+        if importlib.util.find_spec("lightning") is None:
+            print(f"a first look at what it computes needs the tool: {_EXTRA}")
+            continue
+        for kind, data in (("a binary task", "blobs"), ("several classes", "classes")):
+            print(f"on {kind}:")
+            for line in _looked_at(str(term), f"synthetic:{data}?n=4&size=64"):
+                print(f"  {line}")
+    print(f"next: denseloss train DATA --loss {shlex.quote(text)}")
+    return 0
+
+
+def _looked_at(loss: str, where: str) -> Iterator[str]:
+    """Yield what a task says of a loss, and what is odd about it or wrong."""
+    from denseloss import compose
+    from denseloss.data.errors import InputError
+    from denseloss.tasks import DEFAULT, Split, named
+    from denseloss.train.own_code import look_at
+    from denseloss.train.settings import TrialSettings
+
+    task = named(DEFAULT)
+    try:
+        data = task.open(where, task.settings(), split=Split())
+        yield from task.criterion(compose.parse(loss, mixed=True), data).notes
+        odd = look_at(loss, task, data, TrialSettings(data=where, size=64))
+    except InputError as error:
+        yield f"error: {str(error).removeprefix('--loss: ')}"
+    else:
+        yield from (f"note: {said}" for said in odd)
+        yield "it can be trained with" if odd else "nothing is wrong with it"
 
 
 def doctor() -> int:

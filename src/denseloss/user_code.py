@@ -120,6 +120,12 @@ def place_of(error: BaseException, file: Path | None) -> str:
     return f"{Path(name).name}, line {number}"
 
 
+def passes(error: BaseException, file: Path | None) -> bool:
+    """Whether an exception was raised in a file, or in what the file called."""
+    frames = (frame for frame, _ in traceback.walk_tb(error.__traceback__))
+    return any(frame.f_code.co_filename == str(file) for frame in frames)
+
+
 def look_in(folder: str) -> None:
     """Find modules in a folder, too, after all other places."""
     if folder not in sys.path:

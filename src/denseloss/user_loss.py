@@ -17,7 +17,7 @@ from denseloss.contract.check import unknown_keyword
 from denseloss.module import LossModule
 from denseloss.user_code import full_name, load, source_of
 
-__all__ = ["UserLoss", "references", "short_names"]
+__all__ = ["UserLoss", "folder_name", "references", "short_names"]
 
 # What people call the arguments of a loss. A name that is not here tells nothing.
 _TRUTH = {"target", "targets", "label", "labels", "y", "y_true", "true", "truth", "mask", "masks"}
@@ -68,10 +68,10 @@ class UserLoss(nn.Module):
         made = self._made(found)
         self.inner = made if isinstance(made, nn.Module) else None
         self._plain = None if isinstance(made, nn.Module) else made
-        parameters = _parameters(self._function)
+        parameters = _parameters(self.function)
         needed = self._needed(parameters)
         first, second = needed[:2]
-        known = _kinds(self._function)
+        known = _kinds(self.function)
         both = first in known and second in known
         self.kinds = {name: known[name] for name in (first, second)} if both else {}
         self.swapped = not both and first in _TRUTH and second in _SCORES
@@ -107,7 +107,7 @@ class UserLoss(nn.Module):
         return made
 
     @property
-    def _function(self) -> Callable[..., Any]:
+    def function(self) -> Callable[..., Any]:
         """Whose signature says what a call takes."""
         if self._plain is not None:
             return self._plain
@@ -143,7 +143,7 @@ class UserLoss(nn.Module):
     def _keep_tensors(self) -> None:
         """Make tensors buffers, so that they move with the Module."""
         for name, value in self.given.items():
-            chosen = _as_annotated(value, self._function, name)
+            chosen = _as_annotated(value, self.function, name)
             if isinstance(chosen, Tensor):
                 self.register_buffer(_OPTION + name, chosen)
 
@@ -155,6 +155,18 @@ class UserLoss(nn.Module):
         for name in self.given:
             if name not in {p.name for p in known}:
                 raise TypeError(unknown_keyword(owner, name, (), options))
+
+    @property
+    def described(self) -> str:
+        """The call with its options, and the docstring."""
+        owner = self.function if self.inner is None else type(self.inner)
+        call = f"{self.name}({', '.join(map(str, _parameters(self.function)))})"
+        if self.made:
+            options = ", ".join(map(str, _parameters(type(self.inner) if self.inner else owner)))
+            call = f"{self.name}({options})({', '.join(map(str, _parameters(self.function)))})"
+        # That of a class above it, such as torch's Module, says nothing about this one.
+        own = vars(owner).get("__doc__") if inspect.isclass(owner) else owner.__doc__
+        return f"{call}\n\n{inspect.cleandoc(own or 'no docstring')}"
 
     @property
     def only_logits(self) -> bool:
@@ -299,7 +311,10 @@ def _short_place(place: str, places: Iterable[str]) -> str:
     return place
 
 
-def folder_name(code: str) -> str:
-    """A name of user code for a folder: the file without its ending, and the name."""
-    place, _, name = code.rpartition(":")
-    return f"{Path(place).stem if place.endswith('.py') else place}-{name}"
+def folder_name(expression: str) -> str:
+    """An expression for a folder's name: of user code the file without its ending, and the name."""
+    for start, end, said in reversed(references(expression)):
+        place, _, name = said.rpartition(":")
+        stem = Path(place).stem if place.endswith(".py") else place
+        expression = f"{expression[:start]}{stem}-{name}{expression[end:]}"
+    return expression

@@ -15,6 +15,7 @@ from denseloss.data.errors import InputError
 from denseloss.data.files import write_whole, writing_whole
 from denseloss.tasks import Data
 from denseloss.train.folder import difference, refuse_other_formats, to_toml
+from denseloss.train.own_code import changed as edited
 
 _DATA = ("classes", "train", "val", "test", "split")
 
@@ -30,6 +31,7 @@ class ComparisonFolder:
         self.path = path
         self.config_file = path / "compare.toml"
         self.trials = path / "trials"
+        self.code = path / "code"
         self.costs_file = path / "costs.json"
         self.data_file = path / "data.pickle"
         self.report_file = path / "report.html"
@@ -76,6 +78,8 @@ class ComparisonFolder:
         before = self.config()
         if before is not None:
             changed = difference(_binding(before), _binding(config))
+            if changed is None:
+                changed = edited(before.get("code", {}), config.get("code", {}))
             if changed is None and before.get("data", {}).get("files") != config["data"]["files"]:
                 changed = "images or masks were added, removed, renamed or changed since it began"
             if changed is not None:

@@ -9,10 +9,11 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_map_only
 
 from denseloss.compose import DeepSupervision, UserLoss, WeightedSum
-from denseloss.contract import kinds
+from denseloss.contract import describe, kinds
 from denseloss.data.errors import InputError
 from denseloss.module import LossModule
 from denseloss.testing.first_look import Inputs, first_look
+from denseloss.user_code import passes, place_of
 
 Batch = Mapping[str, Any]
 """What a data loader yields: tensors by name, the image under `"image"`."""
@@ -119,16 +120,18 @@ class Criterion(nn.Module):
                 if not isinstance(loss, UserLoss):
                     continue
                 usual, *others = self.varied(batch, void=getattr(feed, "leaves_out_void", True))
+                given = _inputs(feed, outputs, usual)
                 for finding in first_look(
                     loss,
-                    _inputs(feed, outputs, usual),
+                    given,
                     name=name,
                     file=loss.file,
                     others={one.words: _inputs(feed, outputs, one) for one in others},
                     device=device,
                 ):
                     if finding.fatal:
-                        raise InputError(f"--loss: {finding.text}")
+                        assumed = "" if loss.kinds else f"; {_called_with(given)}"
+                        raise InputError(f"--loss: {finding.text}{assumed}")
                     found.append(finding.text)
         return tuple(dict.fromkeys(found))
 
@@ -142,6 +145,15 @@ class Criterion(nn.Module):
         del void
         return [Varied(batch)]
 
+    def _told(self, error: Exception) -> str | None:
+        """Return what is said of an exception in the user's own code; None if it is elsewhere."""
+        for loss in self.modules():
+            if isinstance(loss, UserLoss) and passes(error, loss.file):
+                said = " ".join(str(error).split())[:300]
+                where = place_of(error, loss.file)
+                return f"--loss: {loss.name} raises {type(error).__name__} at {where}: {said}"
+        return None
+
     def forward(self, outputs: Any, batch: Batch) -> Tensor:
         """Return the weighted terms; their sum is the loss.
 
@@ -153,7 +165,12 @@ class Criterion(nn.Module):
         for feed, weighted in zip(self.feeds, self.sums, strict=True):
             assert isinstance(weighted, DeepSupervision)
             maps, target, options = feed(outputs, batch)
-            terms |= weighted.terms(maps, target, **options)
+            try:
+                terms |= weighted.terms(maps, target, **options)
+            except Exception as error:
+                if (told := self._told(error)) is None:
+                    raise
+                raise InputError(told) from error
         return torch.stack([terms[name] for name in self.names])
 
 
@@ -207,6 +224,14 @@ def needed(loss: LossModule | UserLoss) -> tuple[str, ...]:
 def _inputs(feed: Feed, outputs: Any, one: Varied) -> Inputs:
     maps, target, options = feed(tree_map_only(Tensor, Tensor.detach, outputs), one.batch)
     return Inputs(maps[0], [target], options, one.void)
+
+
+def _called_with(inputs: Inputs) -> str:
+    tensors = [inputs.logits, *inputs.rest, *inputs.options.values()]
+    return (
+        f"it was called with {', '.join(map(describe, tensors))}; kinds of denseloss.contract as "
+        "annotations of its arguments change that"
+    )
 
 
 def _untrained(loss: UserLoss) -> str:

@@ -118,8 +118,13 @@ class _Look:
         """
         value, gradient = self._ordinary(inputs)
         found = self._blemishes(inputs, value, gradient)
+        values = [value]
         for what, other in others.items():
             found += self._bears(other, what)
+            if other.void is None and (there := self._quiet(other)) is not None:
+                values.append(there)
+        if len(values) > 2 and all(_near(one, value) for one in values):
+            found.append("does not depend on its second argument: it is the same whatever that is")
         if device is not None and torch.device(device).type != inputs.logits.device.type:
             moved = _on(inputs, device)
             module = self.loss
@@ -146,7 +151,9 @@ class _Look:
                 "(.clone())"
             )
         if not bool(value.isfinite()):
-            raise _FatalError(f"is {float(value)} for ordinary logits of {_range(inputs.logits)}")
+            raise _FatalError(
+                f"is {float(value.detach())} for ordinary logits of {_range(inputs.logits)}"
+            )
         if not value.requires_grad:
             raise _FatalError(
                 "has no gradient: somewhere it leaves the logits, as by .detach(), .item(), "
@@ -163,7 +170,7 @@ class _Look:
             )
         if not bool(gradient.any()) and self._is_constant(inputs, value):
             raise _FatalError(
-                f"does not depend on the logits: it is {float(value):g} whatever they are"
+                f"does not depend on the logits: it is {float(value.detach()):g} whatever they are"
             )
         return value.detach(), gradient
 
@@ -245,8 +252,6 @@ class _Look:
         extreme = (_with(inputs, logits=logits) for logits in (sign, -sign))
         said = (self._bears(one, f"for logits of ±{_EXTREME:g}") for one in extreme)
         found += next(filter(None, said), [])
-        if self._quiet(_wide(inputs)) is None:
-            found.append("does not take float64, so that there are no gradient maps of it")
         return found
 
     def _void(self, inputs: Inputs, value: Tensor, gradient: Tensor) -> list[str]:
@@ -263,7 +268,7 @@ class _Look:
         try:
             value, leaf = self._called(inputs)
             if not bool(value.isfinite()):
-                return [f"is {float(value)} {what}"]
+                return [f"is {float(value.detach())} {what}"]
             gradient = self._gradient(value, leaf) if value.requires_grad else None
         except _FatalError as error:
             return [f"{error} ({what})"]
@@ -303,10 +308,6 @@ def _copied(inputs: Inputs) -> Inputs:
 def _repeated(inputs: Inputs) -> Inputs:
     images = len(inputs.logits)
     return _mapped(inputs, lambda x: torch.cat([x, x]) if x.ndim and x.shape[0] == images else x)
-
-
-def _wide(inputs: Inputs) -> Inputs:
-    return _mapped(inputs, lambda x: x.double() if x.is_floating_point() else x)
 
 
 def _on(inputs: Inputs, device: torch.device | str) -> Inputs:

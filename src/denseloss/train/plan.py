@@ -297,7 +297,7 @@ def plan_lines(
     yield f"model: {plan.model}, {size} parameters, random weights"
     if told:
         yield f"options: {', '.join(told)}"
-    yield f"loss: {plan.loss}"
+    yield f"loss: {compose.short_names([plan.loss])[0]}"
     yield from (f"  {note}" for note in criterion.notes)
     epochs = plan.steps / steps_per_epoch(len(data.train), plan.images_per_step)
     yield (

@@ -1,5 +1,6 @@
 """One training run, from its settings to its finished folder."""
 
+import hashlib
 import logging
 import os
 import platform
@@ -36,6 +37,7 @@ from denseloss.train.errors import InterruptedRunError
 from denseloss.train.folder import FORMAT, RunFolder, difference, to_toml
 from denseloss.train.loading import Batches, Loading
 from denseloss.train.module import TrainingModule
+from denseloss.train.own_code import changed, keep, look_at, record
 from denseloss.train.plan import TrainPlan, options_of, plan_lines, plan_of, read_options, split_of
 from denseloss.train.records import Records
 from denseloss.train.schedule import steps_per_epoch
@@ -90,6 +92,9 @@ def train(settings: TrainSettings, *, console: Console | None = None) -> TrainRe
     before = folder.unfinished() if is_first_process() else folder.config()
     known = TrainPlan.from_table(before["settings"]) if before is not None else None
     data = opened(settings, task, split_of(settings), console=console)
+    for note in look_at(loss, task, data, settings):
+        if is_first_process():
+            console.print(f"note: {note}", highlight=False, markup=False, soft_wrap=True)
     with _quiet_lightning(), _explained():
         plan = plan_of(
             settings,
@@ -125,7 +130,9 @@ def run(
         module, loading = _prepared(plan, task, data)
         trainer, records = _trainer(plan, task, folder, loading, console)
         if first:
-            _start(folder, before, _config(plan, data))
+            code = record([plan.loss])
+            _start(folder, before, {**_config(plan, data), "code": code})
+            keep([plan.loss], code, folder.path)
         for line in (
             *plan_lines(plan, task, data, module.model, module.criterion),
             f"out: {folder.path}",
@@ -171,9 +178,9 @@ def load_run(
     try:
         config = folder.config()
         plan = TrainPlan.from_table(config["settings"])
-        changed = difference({"data": config["data"]}, {"data": facts(data)}, only=("classes",))
-        if changed is not None:
-            raise InputError(f"{path}: was trained on other data: {changed}")
+        other = difference({"data": config["data"]}, {"data": facts(data)}, only=("classes",))
+        if other is not None:
+            raise InputError(f"{path}: was trained on other data: {other}")
         # The weights are overwritten; whoever draws from the generator next must not notice.
         with torch.random.fork_rng(devices=[]):
             module, _ = _prepared(plan, named(plan.task), data)
@@ -204,7 +211,13 @@ def _device(plan: TrainPlan, path: Path) -> str:
 
 def default_out(settings: TrainSettings) -> Path:
     """Return the run folder of a run for which none was named."""
-    parts = (data_name(settings.data), slug((settings.loss or "")[:80]), str(settings.seed))
+    loss = settings.loss or ""
+    short = compose.folder_name(loss)
+    parts = [data_name(settings.data), slug(short[:80])]
+    if short != loss:
+        # Files of one name in two folders are two losses.
+        parts.append(hashlib.blake2b(loss.encode(), digest_size=2).hexdigest())
+    parts.append(str(settings.seed))
     return Path("runs") / "-".join(parts)
 
 
@@ -319,10 +332,10 @@ def _start(folder: RunFolder, before: dict[str, Any] | None, config: dict[str, A
         }
         for c in (before, config)
     ]
-    changed = difference(*comparable)
-    if changed is not None:
+    other = difference(*comparable) or changed(before.get("code", {}), config["code"])
+    if other is not None:
         raise InputError(
-            f"{folder.path}: holds an unfinished run with other settings: {changed}; set it back "
+            f"{folder.path}: holds an unfinished run with other settings: {other}; set it back "
             "to go on with that run, choose another --out, or remove the folder"
         )
     folder.log("resumed")

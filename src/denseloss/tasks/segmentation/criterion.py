@@ -351,8 +351,10 @@ def _binary_form(module: LossModule) -> LossModule | str:
     given = _given(module)
     if given.get("ignore_index") == VOID:  # which it is anyway
         del given["ignore_index"]
-    if missing := [key for key in given if not _same_meaning(key, type(module), form)]:
+    if missing := [key for key in given if key not in _options(form)]:
         return f"has no binary form with {', '.join(missing)}"
+    if other := [key for key in given if not _same_meaning(key, type(module), form)]:
+        return f"would mean something else as {_written(form())}, by {', '.join(other)}"
     # The plain name's defaults, where the other's differ: what is written is what is meant.
     theirs = _options(form)
     kept = {
@@ -371,7 +373,7 @@ def _same_meaning(option: str, plain: type[LossModule], form: type[LossModule]) 
 
     What speaks of classes does not, nor does a number that is taken from another range.
     """
-    if option not in _options(form) or option in ("class_weight", "ignore_index"):
+    if option in ("class_weight", "ignore_index"):
         return False
     one, other = (arguments(loss.function)[option] for loss in (plain, form))
     return (one.choices, one.interval) == (other.choices, other.interval)

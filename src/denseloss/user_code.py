@@ -8,7 +8,6 @@ import linecache
 import sys
 import tokenize
 import traceback
-from functools import cache
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -141,7 +140,8 @@ def _is_module(place: str) -> bool:
 
 
 def _path(place: str) -> Path:
-    return Path(place).expanduser().absolute()
+    path = Path(place).expanduser().absolute()
+    return path.resolve() if ".." in path.parts else path
 
 
 def _is_own(value: Any, key: str, module: ModuleType) -> bool:
@@ -158,26 +158,41 @@ def _from_path(name: str) -> ModuleType:
         raise UserCodeError(f"{name} cannot be imported: {_said(error)}") from error
 
 
-@cache
+_loaded: dict[Path, ModuleType] = {}
+
+
 def _from_file(file: Path) -> ModuleType:
+    """Import a file, anew where it was edited since."""
     if not file.is_file():
         raise UserCodeError(f"there is no file {file}")
-    digest = hashlib.blake2b(str(file).encode(), digest_size=4).hexdigest()
-    name = f"denseloss_user_{file.stem}_{digest}"
-    module = ModuleType(name)
-    module.__file__ = str(file)
-    sys.modules[name] = module
     try:
         # Read here, and not by Python's loader, which would take a compiled file that is as old and
         # as long; what ran is then known for certain.
-        with tokenize.open(file) as opened:
+        with tokenize.open(file) as opened:  # in the encoding that the file declares
             source = opened.read()
-        vars(module)[_SOURCE] = source
-        linecache.checkcache(str(file))
-        exec(compile(source, str(file), "exec"), vars(module))
+        module = _loaded.get(file)
+        if module is None or vars(module)[_SOURCE] != source:
+            module = _run(file, source)
     except (Exception, SystemExit) as error:
-        del sys.modules[name]
         raise UserCodeError(f"{file} cannot be imported: {_said(error)}") from error
+    _loaded[file] = module
+    return module
+
+
+def _run(file: Path, source: str) -> ModuleType:
+    digest = hashlib.blake2b(str(file).encode(), digest_size=4).hexdigest()
+    module = ModuleType(f"denseloss_user_{file.stem}_{digest}")
+    vars(module).update({"__file__": str(file), _SOURCE: source})
+    before = sys.modules.get(module.__name__)
+    sys.modules[module.__name__] = module
+    linecache.checkcache(str(file))
+    try:
+        exec(compile(source, str(file), "exec"), vars(module))
+    except BaseException:
+        del sys.modules[module.__name__]
+        if before is not None:
+            sys.modules[module.__name__] = before
+        raise
     return module
 
 

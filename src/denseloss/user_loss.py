@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from denseloss.contract import Kind, kinds
-from denseloss.contract.check import unknown_keyword
+from denseloss.contract.check import shown, unknown_keyword
 from denseloss.module import LossModule
 from denseloss.user_code import full_name, load, source_of
 
@@ -159,11 +159,8 @@ class UserLoss(nn.Module):
     @property
     def described(self) -> str:
         """The call with its options, and the docstring."""
-        owner = self.function if self.inner is None else type(self.inner)
-        call = f"{self.name}({', '.join(map(str, _parameters(self.function)))})"
-        if self.made:
-            options = ", ".join(map(str, _parameters(type(self.inner) if self.inner else owner)))
-            call = f"{self.name}({options})({', '.join(map(str, _parameters(self.function)))})"
+        owner: Any = self.function if self.inner is None else type(self.inner)
+        call = f"{self.name}{_shown(owner) if self.made else ''}{_shown(self.function)}"
         # That of a class above it, such as torch's Module, says nothing about this one.
         own = vars(owner).get("__doc__") if inspect.isclass(owner) else owner.__doc__
         return f"{call}\n\n{inspect.cleandoc(own or 'no docstring')}"
@@ -223,6 +220,16 @@ def _parameters(function: Callable[..., Any]) -> list[inspect.Parameter]:
     except (TypeError, ValueError):  # written in C
         both = ("logits", "target")
         return [inspect.Parameter(n, inspect.Parameter.POSITIONAL_OR_KEYWORD) for n in both]
+
+
+def _shown(function: Callable[..., Any]) -> str:
+    """The signature, kinds in a word."""
+    for read in (shown, inspect.signature):
+        try:
+            return str(read(function))
+        except (TypeError, NameError, AttributeError, ValueError):
+            continue
+    return "(...)"  # written in C
 
 
 def _kinds(function: Callable[..., Any]) -> dict[str, Kind]:

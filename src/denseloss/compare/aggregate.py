@@ -415,17 +415,18 @@ def _sources(found: ComparisonData) -> Iterator[Source]:
     """Yield the code of the user's own in the losses, as it was when they were trained."""
     code = found.config.get("code", {})
     places = copies(code, found.folder.code)
-    names: dict[str, list[str]] = {}
-    for one in found.losses:
-        for _, _, said in references(one.expression):
-            if said in code:
-                names.setdefault(code[said]["file"], []).append(said.rpartition(":")[2])
-    for path, used in names.items():
+    said = [
+        name for one in found.losses for _, _, name in references(one.expression) if name in code
+    ]
+    used: dict[str, list[tuple[str, str]]] = {}
+    for name, short in zip(said, short_names(said), strict=True):
+        used.setdefault(code[name]["file"], []).append((name.rpartition(":")[2], short))
+    for path, names in used.items():
         with contextlib.suppress(OSError):  # the copy was removed
             yield Source(
-                file=Path(path).name,
+                names=tuple(dict.fromkeys(name for name, _ in names)),
+                short=tuple(dict.fromkeys(short for _, short in names)),
                 copy=str(places[path].relative_to(found.folder.path)),
-                names=tuple(dict.fromkeys(used)),
                 text=places[path].read_text(encoding="utf-8"),
             )
 

@@ -187,7 +187,7 @@ def _one_table(title: str, table: Table | None) -> Section | None:
 def _code(results: Results) -> Section | None:
     """What the losses of the user's own compute."""
     parts = tuple(
-        Section(title=f"{source.file}: {', '.join(source.names)}", code=(shown,), language="python")
+        Section(title=", ".join(source.short), code=(shown,), language="python")
         for source in results.sources
         for shown in _shown(source)
     )

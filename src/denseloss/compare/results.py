@@ -81,15 +81,15 @@ class Source:
     """Code of the user's own in the losses.
 
     Attributes:
-        file: Name of the file.
-        copy: Path of its copy, relative to the comparison's folder.
-        names: What of it the losses use.
+        names: What of a file the losses use.
+        short: The same as it is written in the losses.
+        copy: Path of the file's copy, relative to the comparison's folder.
         text: What it held when the losses were trained.
     """
 
-    file: str
-    copy: str
     names: tuple[str, ...]
+    short: tuple[str, ...]
+    copy: str
     text: str
 
 

@@ -180,7 +180,7 @@ class _Look:
         try:
             with torch.enable_grad():
                 # In training the logits are no leaf either, and may be written to.
-                logits = leaf.view_as(leaf)
+                logits = leaf.clone()
                 version = logits._version
                 value = self.loss(logits, *inputs.rest, **inputs.options)
         except Exception as error:

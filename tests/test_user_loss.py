@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from denseloss import cli, compose, functional
+from denseloss import cli, compose, distributed, functional
 from denseloss.compose import ParseError, UserLoss, folder_name, parse, short_names
 from denseloss.data.errors import InputError
 from denseloss.data.samples import VOID
@@ -229,6 +229,25 @@ def test_code_shares_the_passes_of_a_sum_only_where_it_is_checked_as_ours_are(fo
     z, t = torch.randn(2, 3, 4, 4), torch.arange(32).view(2, 4, 4) % 3
     both = parse("mine.py:labelled + dice")
     torch.testing.assert_close(both(z, t), F.cross_entropy(z, t) + functional.dice_loss(z, t))
+
+
+@pytest.mark.parametrize(
+    "text", ["mine.py:plain", "mine.py:plain + 0.5*binary_dice", "mine.py:dice"]
+)
+def test_the_parts_of_a_batch_count_by_their_images(folder: Path, text: str) -> None:
+    (folder / "mine.py").write_text(
+        CODE + "\n\ndef dice(z, t):\n    from denseloss.functional import binary_dice_loss\n"
+        "    return binary_dice_loss(z, t) + z.square().mean()\n"
+    )
+    model, criterion = nn.Conv2d(3, 1, 1), parse(text)
+    x, t = torch.randn(5, 3, 6, 6), (torch.rand(5, 1, 6, 6) < 0.4).float()
+    criterion(model(x), t).backward()
+    wanted = model.weight.grad.clone()
+    model.weight.grad = None
+    parts = [(x[:1], t[:1]), (x[1:], t[1:])]
+    for loss in distributed.accumulate(model, parse(text), parts):
+        loss.backward()
+    torch.testing.assert_close(model.weight.grad, wanted)
 
 
 # ---------------------------------------------------------------- what it is called with

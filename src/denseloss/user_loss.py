@@ -12,9 +12,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from denseloss import distributed
 from denseloss.contract import Kind, kinds
 from denseloss.contract.check import shown, unknown_keyword
 from denseloss.module import LossModule
+from denseloss.primitives.shared import SharedLogits
 from denseloss.user_code import full_name, load, source_of
 
 __all__ = ["UserLoss", "folder_name", "references", "short_names"]
@@ -35,6 +37,9 @@ class UserLoss(nn.Module):
     It is called as ours are, ``loss(logits, target, **options)``. Arguments annotated with kinds
     of `denseloss.contract` say what they are. Of others the first two are the logits and the
     target, in whichever order their names tell; the second may be an image by its name.
+
+    Over the ranks of `denseloss.distributed.exact` and the parts of `accumulate` its value is the
+    mean over images: that of each part, weighed by how many images it has.
 
     Args:
         code: ``file.py:name`` or ``package.module:name``.
@@ -197,13 +202,25 @@ class UserLoss(nn.Module):
 
     def forward(self, logits: Any, target: Any, **options: Any) -> Any:
         """The value, as the user's code gives it."""
-        call = self._plain if self.inner is None else self.inner
-        assert call is not None
         if not self.made:
             held = {n: self._buffers.get(_OPTION + n) for n in self.given}
             options = {
                 n: v if held[n] is None else held[n] for n, v in self.given.items()
             } | options
+        if distributed.alone():
+            return self._value(logits, target, options)
+        if isinstance(logits, SharedLogits):
+            logits = logits.tensor
+        with distributed.apart():
+            value = self._value(logits, target, options)
+        if not isinstance(value, Tensor) or value.ndim:
+            return value
+        # What it divides by is not known: each part of the batch counts by its images.
+        return distributed.mean(len(logits) * value, len(logits))
+
+    def _value(self, logits: Any, target: Any, options: dict[str, Any]) -> Any:
+        call = self._plain if self.inner is None else self.inner
+        assert call is not None
         return call(target, logits, **options) if self.swapped else call(logits, target, **options)
 
     def extra_repr(self) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import sys
 import tomllib
 from pathlib import Path
 
@@ -12,13 +13,21 @@ import torch.nn.functional as F
 from torch import nn
 
 from denseloss import cli, compose, distributed, functional
+from denseloss.compare.plan import Trial
+from denseloss.compare.worker import Job, run_trial
 from denseloss.compose import ParseError, UserLoss, folder_name, parse, short_names
 from denseloss.data.errors import InputError
 from denseloss.data.samples import VOID
 from denseloss.data.transforms import denormalise
+from denseloss.tasks import Split, named
 from denseloss.tasks.segmentation.criterion import SegmentationCriterion
 from denseloss.testing.first_look import Inputs, first_look
+from denseloss.train import train
+from denseloss.train.own_code import record
+from denseloss.train.run import load_run
 from denseloss.train.settings import TrainSettings
+from tests import toy_task
+from tests.plans import trial_plan
 
 EXAMPLE = Path(__file__).parents[1] / "examples" / "my_loss.py"
 
@@ -201,6 +210,18 @@ def test_an_edited_file_is_read_again(folder: Path) -> None:
     before = parse("mine.py:plain")(z, t)
     (folder / "mine.py").write_text(CODE.replace("gamma=2.0", "gamma=6.0"))
     torch.testing.assert_close(parse("mine.py:plain")(z, t), 3 * before)
+
+
+def test_a_file_finds_what_lies_beside_it(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (folder / "sub").mkdir()
+    (folder / "sub" / "beside_it.py").write_text("HALF = 0.5\n")
+    (folder / "sub" / "main.py").write_text(
+        "import beside_it\n\ndef f(logits, target):\n"
+        "    return beside_it.HALF * (logits - target).square().mean()\n"
+    )
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    z, t = torch.randn(2, 1, 4, 4), torch.ones(2, 1, 4, 4)
+    torch.testing.assert_close(parse("sub/main.py:f")(z, t), (z - t).square().mean() / 2)
 
 
 def test_short_names_say_as_much_of_a_path_as_tells_files_apart() -> None:
@@ -568,6 +589,71 @@ def test_the_example_is_compared_and_its_source_is_in_the_report(
 
     file.write_text(EXAMPLE.read_text().replace("1 - torch", "2 - torch"))
     assert "my_loss.py was edited since it began" in refused(capsys, [*line, "--loss", "jaccard"])
+    file.unlink()
+    assert cli.main(["report", str(out)]) == 0
+    assert (out / "report.md").read_text() == report
+
+
+def test_a_trial_does_not_run_with_code_that_was_edited_since_it_was_planned(
+    folder: Path, tmp_path: Path
+) -> None:
+    loss = str(parse("mine.py:plain"))
+    plan = trial_plan(loss=loss)
+    job = Job(
+        root=tmp_path / "out",
+        trial=Trial(loss=loss, seed=0, lr=plan.lr),
+        plan=plan,
+        data="",
+        context={},
+        keep=0,
+        code=record([loss]),
+        cwd=str(folder),
+    )
+    assert Job.from_json(job.to_json()) == job
+    (folder / "mine.py").write_text(CODE + "\n")
+    failed = run_trial(job)
+    assert failed is not None
+    assert "mine.py was edited since it began" in failed.error
+
+
+def test_a_trained_network_is_loaded_though_its_loss_is_gone_or_changed(
+    folder: Path, tmp_path: Path
+) -> None:
+    settings = TrainSettings(
+        data="synthetic:blobs?n=6&size=32",
+        loss="mine.py:Learned",
+        out=tmp_path / "run",
+        steps=1,
+        size=32,
+        batch_size=2,
+        workers=0,
+        accelerator="cpu",
+        precision="32-true",
+    )
+    train(settings)
+    task = named("segmentation")
+    data = task.open(settings.data, task.settings(), split=Split())
+    for change in ("x = 3\n", None):
+        (folder / "mine.py").unlink()
+        if change:
+            (folder / "mine.py").write_text(change)
+        plan, module = load_run(tmp_path / "run", data)
+        assert plan.loss == f"{folder}/mine.py:Learned"
+        assert module.criterion.names == ("Learned",)
+    (tmp_path / "run" / "mine.py").unlink()
+    with pytest.raises(ParseError, match=r"there is no file .*mine\.py"):
+        load_run(tmp_path / "run", data)
+
+
+def test_a_task_of_ones_own_feeds_code_of_ones_own(folder: Path) -> None:
+    task = toy_task.Brightness()
+    outputs, batch = torch.randn(4, requires_grad=True), {"value": torch.rand(4)}
+    for name in ("plain", "masked"):
+        criterion = task.criterion(parse(f"mine.py:{name}"), None)
+        criterion(outputs, batch).sum().backward()
+        assert criterion.look(outputs, batch) == ()
+    with pytest.raises(InputError, match="labelled takes Logits and ClassMap, which brightness"):
+        task.criterion(parse("mine.py:labelled"), None)
 
 
 def test_what_cannot_be_trained_with_is_refused_before_anything_is_written(

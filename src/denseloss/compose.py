@@ -22,7 +22,7 @@ from denseloss.primitives.overlap import COLUMNS
 from denseloss.primitives.shared import Expected, SharedLogits
 from denseloss.targets import ClassScores
 from denseloss.user_code import UserCodeError
-from denseloss.user_loss import UserLoss, folder_name, references, short_names
+from denseloss.user_loss import UserLoss, folder_name, references, replaced, short_names
 
 __all__ = [
     "AtTargetSize",
@@ -34,6 +34,7 @@ __all__ = [
     "names",
     "parse",
     "references",
+    "replaced",
     "short_names",
     "user_losses",
 ]

@@ -186,6 +186,7 @@ def _run(file: Path, source: str) -> ModuleType:
     before = sys.modules.get(module.__name__)
     sys.modules[module.__name__] = module
     linecache.checkcache(str(file))
+    look_in(str(file.parent))  # for what it imports from beside it
     try:
         exec(compile(source, str(file), "exec"), vars(module))
     except BaseException:

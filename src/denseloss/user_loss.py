@@ -19,7 +19,7 @@ from denseloss.module import LossModule
 from denseloss.primitives.shared import SharedLogits
 from denseloss.user_code import full_name, load, source_of
 
-__all__ = ["UserLoss", "folder_name", "references", "short_names"]
+__all__ = ["UserLoss", "folder_name", "references", "replaced", "short_names"]
 
 # What people call the arguments of a loss. A name that is not here tells nothing.
 _TRUTH = {"target", "targets", "label", "labels", "y", "y_true", "true", "truth", "mask", "masks"}
@@ -319,11 +319,18 @@ def short_names(expressions: Sequence[str]) -> list[str]:
     shown = {place: _short_place(place, places) for place in places}
     found = []
     for text, each in zip(expressions, named, strict=True):
-        for start, end, said in reversed(each):
-            place, _, name = said.rpartition(":")
-            text = text[:start] + _written(f"{shown[place]}:{name}") + text[end:]
-        found.append(text)
+        parts = {said: said.rpartition(":") for _, _, said in each}
+        short = {said: f"{shown[place]}:{name}" for said, (place, _, name) in parts.items()}
+        found.append(replaced(text, short))
     return found
+
+
+def replaced(expression: str, codes: Mapping[str, str]) -> str:
+    """An expression with other names for user code, by those that stand in it."""
+    for start, end, said in reversed(references(expression)):
+        written = _written(codes.get(said, said))
+        expression = f"{expression[:start]}{written}{expression[end:]}"
+    return expression
 
 
 def _short_place(place: str, places: Iterable[str]) -> str:

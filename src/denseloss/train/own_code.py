@@ -1,10 +1,11 @@
 """Losses that are code of the user's own: looked at before training, and kept with what they train.
 
 Of each file in which one is written, a run keeps a copy and the digest. When it goes on, the file
-must be the same.
+must be the same. What the file imports is not looked at.
 """
 
 import hashlib
+import tokenize
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -74,7 +75,7 @@ def record(losses: Iterable[str]) -> Record:
     return {
         term.code: {
             "file": str(term.file),
-            "digest": hashlib.blake2b(term.source.encode(), digest_size=8).hexdigest(),
+            "digest": _of_source(term.source),
         }
         for term in own_terms(losses)
     }
@@ -100,6 +101,36 @@ def copies(code: Record, folder: Path) -> dict[str, Path]:
             copy, number = folder / f"{file.stem}_{number}{file.suffix}", number + 1
         found[entry["file"]] = copy
     return found
+
+
+def as_trained(loss: str, code: Record, folder: Path) -> str:
+    """Return a loss with the copy of each file that was edited or removed since it was trained.
+
+    Args:
+        loss: The expression.
+        code: What the configuration says.
+        folder: Where the copies are.
+    """
+    places = copies(code, folder)
+    moved = {}
+    for name, entry in code.items():
+        file, place = Path(entry["file"]), places[entry["file"]]
+        if name.startswith(f"{file}:") and place.exists() and _digest(file) != entry["digest"]:
+            moved[name] = f"{place.absolute()}:{name.rpartition(':')[2]}"
+    return compose.replaced(loss, moved)
+
+
+def _digest(file: Path) -> str | None:
+    """Return what changes with a file, None where it cannot be read."""
+    try:
+        with tokenize.open(file) as opened:
+            return _of_source(opened.read())
+    except (OSError, SyntaxError, UnicodeError):
+        return None
+
+
+def _of_source(source: str) -> str:
+    return hashlib.blake2b(source.encode(), digest_size=8).hexdigest()
 
 
 def keep(losses: Iterable[str], code: Record, folder: Path) -> None:

@@ -37,7 +37,7 @@ from denseloss.train.errors import InterruptedRunError
 from denseloss.train.folder import FORMAT, RunFolder, difference, to_toml
 from denseloss.train.loading import Batches, Loading
 from denseloss.train.module import TrainingModule
-from denseloss.train.own_code import changed, keep, look_at, record
+from denseloss.train.own_code import as_trained, changed, keep, look_at, record
 from denseloss.train.plan import TrainPlan, options_of, plan_lines, plan_of, read_options, split_of
 from denseloss.train.records import Records
 from denseloss.train.schedule import steps_per_epoch
@@ -181,12 +181,13 @@ def load_run(
         other = difference({"data": config["data"]}, {"data": facts(data)}, only=("classes",))
         if other is not None:
             raise InputError(f"{path}: was trained on other data: {other}")
+        loss = as_trained(plan.loss, config.get("code", {}), path)
         # The weights are overwritten; whoever draws from the generator next must not notice.
         with torch.random.fork_rng(devices=[]):
-            module, _ = _prepared(plan, named(plan.task), data)
+            module, _ = _prepared(replace(plan, loss=loss), named(plan.task), data)
         best = torch.load(folder.best_file, map_location="cpu", weights_only=True)
         module.load_state_dict(best["state_dict"])
-    except InputError:
+    except (InputError, compose.ParseError):
         raise
     except FileNotFoundError as error:
         raise InputError(f"{error.filename}: is missing; this run is not finished") from None

@@ -21,6 +21,7 @@ from denseloss.data.samples import VOID
 from denseloss.data.transforms import denormalise
 from denseloss.tasks import Split, named
 from denseloss.tasks.segmentation.criterion import SegmentationCriterion
+from denseloss.testing import diagnose
 from denseloss.testing.first_look import Inputs, first_look
 from denseloss.train import train
 from denseloss.train.own_code import record
@@ -409,6 +410,35 @@ def test_an_exception_while_training_names_the_file_and_the_line(folder: Path) -
     z, target, image = drawn(2)
     with pytest.raises(InputError, match=r"late raises KeyError at late\.py, line 2: 'gone'"):
         taken("late.py:late + dice", classes=2)([z], {"mask": target, "image": image})
+
+
+def test_a_weight_per_class_is_not_taken_for_that_of_pixels(folder: Path) -> None:
+    code = (
+        "import torch.nn.functional as F\nfrom denseloss.contract import *\n"
+        "def ce(logits, target, weight=None):\n"
+        "    return F.cross_entropy(logits, target, weight=weight)\n"
+        "def said(logits: Logits, target: ClassMap, weight: ClassWeight | None = None):\n"
+        "    return F.cross_entropy(logits, target, weight=weight)\n"
+    )
+    (folder / "ces.py").write_text(code)
+    z, target, image = drawn(4)
+    batch = {"mask": target.masked_fill(target == VOID, 1), "image": image}
+    with pytest.raises(InputError, match=r"ce raises .* weight=float32\[2, 6, 5\].*class_weight"):
+        taken("ces.py:ce", classes=4).look([z], batch)
+    criterion = taken("ces.py:said(weight=[1, 2, 3, 4])", classes=4)
+    assert criterion.look([z], batch) == ()
+    wanted = F.cross_entropy(z, batch["mask"], torch.tensor([1.0, 2, 3, 4]))
+    torch.testing.assert_close(criterion([z], batch).sum(), wanted)
+    torch.testing.assert_close(
+        taken("ces.py:said", classes=4)([z], batch).sum(), F.cross_entropy(z, batch["mask"])
+    )
+
+
+def test_wrong_values_are_named_where_the_code_is_annotated(folder: Path) -> None:
+    z, t = torch.randn(1, 3, 2, 2), torch.tensor([[[0, 1], [7, 2]]])
+    said = diagnose(parse("mine.py:labelled + dice"), z, t)
+    assert said == ["target: 1 of 4 labels are outside 0 to 2 and are not ignore_index: 7"]
+    assert diagnose(parse("mine.py:plain", mixed=True), z, t) == []
 
 
 # ---------------------------------------------------------------- a first look

@@ -190,6 +190,11 @@ class UserLoss(nn.Module):
         """Whether a call takes this keyword."""
         return option in self._options
 
+    def kind_of(self, option: str) -> str:
+        """The name of the kind that a keyword of a call is annotated with, empty for none."""
+        kind = _kinds(self.function).get(option)
+        return "" if kind is None else kind.name
+
     def is_made_with(self, option: str) -> bool:
         """Whether its class takes this keyword."""
         return self.made and option in self._makes

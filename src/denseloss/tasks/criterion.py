@@ -227,10 +227,14 @@ def _inputs(feed: Feed, outputs: Any, one: Varied) -> Inputs:
 
 
 def _called_with(inputs: Inputs) -> str:
-    tensors = [inputs.logits, *inputs.rest, *inputs.options.values()]
+    given = [describe(each) for each in (inputs.logits, *inputs.rest)]
+    given += [f"{name}={describe(each)}" for name, each in inputs.options.items()]
+    weight = ""
+    if "weight" in inputs.options:
+        weight = "; weight is 0 where void and 1 elsewhere: name a weight per class class_weight"
     return (
-        f"it was called with {', '.join(map(describe, tensors))}; kinds of denseloss.contract as "
-        "annotations of its arguments change that"
+        f"it was called with {', '.join(given)}; kinds of denseloss.contract as annotations of its "
+        f"arguments change that{weight}"
     )
 
 

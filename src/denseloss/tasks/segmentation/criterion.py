@@ -149,7 +149,8 @@ class SegmentationCriterion(Criterion):
 
     def _called(self, name: str, loss: UserLoss, truth: "Truth", void: "VoidWay") -> str:
         """Say what a loss without annotations is called with."""
-        channels = self.num_outputs
+        # As ours that look at the image, it gets two classes on a binary task.
+        channels = 2 if truth == "image" and self.mode == "binary" else self.num_outputs
         scores = f"logits float[n {channels} h w]"
         second = {
             "masks": f"masks float[n {channels} h w]",
@@ -293,7 +294,8 @@ def _void(loss: UserLoss) -> tuple[VoidWay, int, UserLoss]:
             return "ignore_index", VOID, loss
         if loss.is_made_with(name):
             return "made", VOID, loss.with_options(ignore_index=VOID)
-    if loss.takes("weight") and "weight" not in loss.given:
+    per_class = loss.kind_of("weight") == "ClassWeight"
+    if loss.takes("weight") and "weight" not in loss.given and not per_class:
         return "weight", VOID, loss
     return "none", VOID, loss
 

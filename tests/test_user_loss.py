@@ -67,6 +67,10 @@ def guided(logits, target, image):
     return (logits[:, 0] * target - image.mean(1)).square().mean()
 
 
+def lax(pred, target=None, *, ignore_index=None):
+    return F.cross_entropy(pred, target, ignore_index=ignore_index)
+
+
 def needy(logits, target, *, order):
     return (logits - order).square().mean() + 0 * target.sum()
 
@@ -308,7 +312,9 @@ def test_without_annotations_a_binary_task_gives_the_mask(folder: Path) -> None:
     del dice
 
 
-@pytest.mark.parametrize("text", ["mine.py:ignoring", "mine.py:Scaled", "mine.py:labelled"])
+@pytest.mark.parametrize(
+    "text", ["mine.py:ignoring", "mine.py:Scaled", "mine.py:labelled", "mine.py:lax"]
+)
 def test_several_classes_are_class_indices_and_void_is_ignored(folder: Path, text: str) -> None:
     z, target, image = drawn(4)
     criterion = taken(text, classes=4, has_void=True)

@@ -134,6 +134,9 @@ class UserLoss(nn.Module):
         ]
         if any(p.kind is p.VAR_POSITIONAL for p in parameters):
             needed = [*needed, "logits", "target"][: max(2, len(needed))]
+        first = [p.name for p in parameters if p.kind is not p.KEYWORD_ONLY][:2]
+        if len(needed) < 2 and len(first) == 2 and first[1] in _TRUTH | _IMAGE:
+            needed = first  # the target has a default
         if len(needed) < 2:
             there = f"takes {', '.join(needed)} alone" if needed else "takes no argument"
             raise TypeError(f"{self.name} {there}; a loss is called as loss(logits, target)")

@@ -130,8 +130,10 @@ class Criterion(nn.Module):
                     device=device,
                 ):
                     if finding.fatal:
-                        assumed = "" if loss.kinds else f"; {_called_with(given)}"
-                        raise InputError(f"--loss: {finding.text}{assumed}")
+                        said = f"--loss: {finding.text}"
+                        if not loss.kinds and finding.text.startswith(f"{name} raises "):
+                            said += f"; {_called_with(given)}"
+                        raise InputError(said)
                     found.append(finding.text)
         return tuple(dict.fromkeys(found))
 

@@ -184,7 +184,7 @@ class _Look:
                 version = logits._version
                 value = self.loss(logits, *inputs.rest, **inputs.options)
         except Exception as error:
-            said = " ".join(str(error).split())[:300]
+            said = " ".join(str(error).split())[:300].rstrip(".")
             raise _FatalError(
                 f"raises {type(error).__name__} at {place_of(error, self.file)}: {said}"
             ) from error
@@ -214,7 +214,7 @@ class _Look:
         try:
             (gradient,) = torch.autograd.grad(value, leaf, allow_unused=True)
         except Exception as error:
-            said = " ".join(str(error).split())[:300]
+            said = " ".join(str(error).split())[:300].rstrip(".")
             raise _FatalError(
                 f"raises {type(error).__name__} in its backward pass: {said}"
             ) from error

@@ -136,7 +136,7 @@ def test_binary_task_takes_plain_losses_in_their_binary_form() -> None:
         dice, 2 * functional.binary_dice_loss(logits, masks, smooth=3, ignore_index=VOID)
     )
     torch.testing.assert_close(
-        focal, functional.binary_focal_loss(logits, masks, ignore_index=VOID)
+        focal, functional.binary_focal_loss(logits, masks, alpha=None, ignore_index=VOID)
     )
     torch.testing.assert_close(
         structure, functional.structure_loss(logits, masks, window=5, ignore_index=VOID)
@@ -145,7 +145,7 @@ def test_binary_task_takes_plain_losses_in_their_binary_form() -> None:
     assert criterion.names == ("dice", "focal", "structure")
     assert criterion.notes == (
         "binary task: dice(smooth=3) is taken as binary_dice(smooth=3)",
-        "binary task: focal is taken as binary_focal, whose default is alpha=0.25",
+        "binary task: focal is taken as binary_focal(alpha=None)",
     )
 
 

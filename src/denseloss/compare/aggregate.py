@@ -15,13 +15,15 @@ from denseloss.compare.artifacts import known_costs
 from denseloss.compare.caveats import of_results
 from denseloss.compare.folder import ComparisonFolder
 from denseloss.compare.plan import ComparePlan, Trial
-from denseloss.compare.results import Comparison, Failure, LossResults, Results
+from denseloss.compare.results import Comparison, Failure, LossResults, Results, Source
 from denseloss.compare.trials import Progress, TrialFolder, loss_slug, progress_of, read_measured
+from denseloss.compose import references, short_names
 from denseloss.data.errors import InputError
 from denseloss.explain.cost import Cost
 from denseloss.report.numbers import Estimate
 from denseloss.report.sections import Section
 from denseloss.tasks import Evidence, LossEvidence, Metric, Pooling, Scored, Task
+from denseloss.train.own_code import copies
 
 _NEARLY = 0.95
 
@@ -42,11 +44,14 @@ class LossTrials:
     """All that the folders say of one loss, at its learning rate.
 
     Attributes:
+        loss: What it is called.
+        expression: With the whole paths of code of the user's own.
         trials: The finished ones, by seed.
         failures: Of all learning rates.
     """
 
     loss: str
+    expression: str
     reason: str
     lr: float
     searched: Mapping[float, float]
@@ -184,7 +189,8 @@ def _loss_trials(
                 line = f"its files cannot be read: {' '.join(str(error).split())}"
                 failures.append(Failure(seed=trial.seed, lr=trial.lr, error=line, log=log))
     return LossTrials(
-        loss=loss,
+        loss=progress.plan.names[loss],
+        expression=loss,
         reason=reason,
         lr=math.nan if chosen is None else chosen,
         searched=progress.searched(loss),
@@ -243,7 +249,7 @@ def aggregate(found: ComparisonData) -> tuple[Results, Iterable[Section]]:
     }
     costs = known_costs(found.folder)
     losses = tuple(
-        _loss_results(found, one, comparisons, costs.get(one.loss), detail)
+        _loss_results(found, one, comparisons, costs.get(one.expression), detail)
         for one, detail in zip(found.losses, details, strict=True)
     )
     main = comparisons[metrics[0].key, _pooling(plan)]
@@ -274,6 +280,7 @@ def aggregate(found: ComparisonData) -> tuple[Results, Iterable[Section]]:
             )
         ),
         settings=_shared_settings(plan),
+        sources=tuple(_sources(found)),
         commands=(found.config["run"]["command"], f"denseloss report {found.folder.path}"),
         versions={
             k: str(v) for k, v in found.config["run"].items() if k not in ("command", "format")
@@ -340,7 +347,7 @@ def _loss_results(
     return LossResults(
         loss=one.loss,
         reason=one.reason,
-        notes=_notes(found, one.loss),
+        notes=_notes(found, one.expression),
         lr=one.lr,
         searched=one.searched,
         at_edge=len(tried) > 1 and one.lr in (tried[0], tried[-1]),
@@ -384,7 +391,7 @@ def _steps_to(rows: Sequence[Mapping[str, float]], metric: Metric) -> int | None
 
 def _others(found: ComparisonData) -> list[str]:
     """Return the losses of finished trials that are not in this comparison."""
-    mine = {loss_slug(one.loss) for one in found.losses}
+    mine = {loss_slug(one.expression) for one in found.losses}
     others = set()
     for file in found.folder.trials.glob("*/*/held_out.npz"):
         if file.parent.parent.name in mine or ".broken" in file.parent.name:
@@ -392,7 +399,27 @@ def _others(found: ComparisonData) -> list[str]:
         with contextlib.suppress(OSError, ValueError, KeyError, InputError):
             config = tomllib.loads((file.parent / "config.toml").read_text(encoding="utf-8"))
             others.add(str(config["settings"]["loss"]))
-    return sorted(others)
+    return sorted(short_names(sorted(others)))
+
+
+def _sources(found: ComparisonData) -> Iterator[Source]:
+    """Yield the code of the user's own in the losses, as it was when they were trained."""
+    code = found.config.get("code", {})
+    places = copies(code, found.folder.code)
+    said = [
+        name for one in found.losses for _, _, name in references(one.expression) if name in code
+    ]
+    used: dict[str, list[tuple[str, str]]] = {}
+    for name, short in zip(said, short_names(said), strict=True):
+        used.setdefault(code[name]["file"], []).append((name.rpartition(":")[2], short))
+    for path, names in used.items():
+        with contextlib.suppress(OSError):  # the copy was removed
+            yield Source(
+                names=tuple(dict.fromkeys(name for name, _ in names)),
+                short=tuple(dict.fromkeys(short for _, short in names)),
+                copy=str(places[path].relative_to(found.folder.path)),
+                text=places[path].read_text(encoding="utf-8"),
+            )
 
 
 def _shared_settings(plan: ComparePlan) -> dict[str, Any]:

@@ -19,6 +19,7 @@ from denseloss.train.folder import (
     to_toml,
 )
 from denseloss.train.lock import only_writer
+from denseloss.train.own_code import changed as edited
 from denseloss.train.plan import typed
 
 _DATA = ("classes", "train", "val", "test", "split")
@@ -39,6 +40,7 @@ class ComparisonFolder:
         self.path = path
         self.config_file = path / "compare.toml"
         self.trials = path / "trials"
+        self.code = path / "code"
         self.costs_file = path / "costs.json"
         self.data_file = path / "data.pickle"
         self.report_file = path / "report.html"
@@ -79,6 +81,8 @@ class ComparisonFolder:
         before = self.config()
         if before is not None:
             changed = difference(_binding(before), _binding(config))
+            if changed is None:
+                changed = edited(before.get("code", {}), config.get("code", {}))
             if changed is None and before.get("data", {}).get("files") != config["data"]["files"]:
                 changed = "images or masks were added, removed, renamed or changed since it began"
             if changed is not None:

@@ -5,6 +5,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from denseloss.compare.settings import CompareSettings
+from denseloss.compose import short_names
 from denseloss.data.errors import InputError
 from denseloss.tasks import Candidate, Metric, Pooling, Task, named
 from denseloss.train.plan import TrainPlan, typed
@@ -63,6 +64,11 @@ class ComparePlan:
     def losses(self) -> tuple[str, ...]:
         """The expressions."""
         return tuple(candidate.loss for candidate in self.candidates)
+
+    @property
+    def names(self) -> dict[str, str]:
+        """What people read in place of each expression: code of their own without its path."""
+        return dict(zip(self.losses, short_names(self.losses), strict=True))
 
     @property
     def trials(self) -> int:

@@ -33,8 +33,8 @@ class CompareSettings(TrialSettings):
     be added to one that is finished.
 
     Attributes:
-        loss: Weighted sum of losses; give it several times, the baseline first. auto proposes
-            losses for the data, each with its reason.
+        loss: Weighted sum of losses, of which file.py:name is one of your own; give it several
+            times, the baseline first. auto proposes losses for the data, each with its reason.
         out: The comparison's folder; by default runs/compare-DATA.
         seeds: Networks to train with each loss.
         lr: How many learning rates every loss tries, the default in the middle; the best on

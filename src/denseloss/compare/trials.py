@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from denseloss.compare.plan import ComparePlan, Trial
+from denseloss.compose import folder_name
 from denseloss.data.files import load_arrays, write_whole
 from denseloss.tasks import named
 from denseloss.train.folder import RunFolder
@@ -31,7 +32,7 @@ def trial_name(trial: Trial) -> str:
 def loss_slug(loss: str) -> str:
     """Return a loss as a folder's name; long ones are cut, and none is mistaken for another."""
     digest = hashlib.blake2b(loss.encode(), digest_size=3).hexdigest()
-    return f"{slug(loss)[:_SLUG].rstrip('-.')}-{digest}"
+    return f"{slug(folder_name(loss))[:_SLUG].rstrip('-.')}-{digest}"
 
 
 @dataclass(frozen=True, kw_only=True)

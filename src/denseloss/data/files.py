@@ -33,6 +33,21 @@ def write_whole(path: Path, text: str) -> None:
         file.write(text.encode())
 
 
+def read_text(path: Path) -> str:
+    """Read a text in any of the usual encodings, which editors of all systems leave.
+
+    Raises:
+        OSError: It cannot be read.
+    """
+    raw = path.read_bytes()
+    if raw.startswith((b"\xff\xfe", b"\xfe\xff")):
+        return raw.decode("utf-16", errors="replace")
+    try:
+        return raw.decode("utf-8-sig")
+    except UnicodeDecodeError:
+        return raw.decode("cp1252", errors="replace")
+
+
 @contextmanager
 def writing_whole(path: Path) -> Iterator[BinaryIO]:
     """Yield a file that takes the place of `path` when it is complete, and otherwise never was."""

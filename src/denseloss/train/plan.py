@@ -400,8 +400,11 @@ def plan_lines(
     yield f"model: {plan.model}, {size} parameters, random weights"
     if told:
         yield f"options: {', '.join(told)}"
-    yield f"loss: {plan.loss}"
+    yield f"loss: {compose.short_names([plan.loss])[0]}"
     yield from (f"  {note}" for note in criterion.notes)
+    if plan.accumulate > 1 or world_size(plan.devices) > 1:
+        for own in compose.user_losses(compose.parse(plan.loss, mixed=True)):
+            yield f"  {own.name} is taken of each part of a batch; their mean is by images"
     epochs = plan.steps / steps_per_epoch(len(data.train), plan.images_per_step)
     yield (
         f"budget: {plan.steps} steps of {plan.images_per_step} images ({epochs:.4g} epochs), "

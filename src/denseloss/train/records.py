@@ -188,7 +188,7 @@ class Records(Callback):
         return self._seconds_before + time.monotonic() - self._started
 
     def _say(self, line: str) -> None:
-        self.console.print(line, highlight=False, markup=False, soft_wrap=True)
+        self.console.print(line, highlight=False, markup=False, emoji=False, soft_wrap=True)
 
     def _close(self) -> None:
         if self._bar is not None:

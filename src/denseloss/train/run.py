@@ -1,5 +1,6 @@
 """One training run, from its settings to its finished folder."""
 
+import hashlib
 import logging
 import os
 import platform
@@ -39,6 +40,7 @@ from denseloss.train.errors import InterruptedRunError
 from denseloss.train.folder import FORMAT, RunFolder, bound, difference, to_toml
 from denseloss.train.loading import Batches, Loading
 from denseloss.train.module import TrainingModule
+from denseloss.train.own_code import as_trained, changed, keep, look_at, record
 from denseloss.train.plan import (
     TrainPlan,
     options_of,
@@ -106,6 +108,9 @@ def train(settings: TrainSettings, *, console: Console | None = None) -> TrainRe
         before = folder.unfinished() if first else folder.config_of_first()
         known = plan_in(before, folder.config_file) if before is not None else None
         data = opened(settings, task, split_of(settings), console=console)
+        say = _speaker(console)
+        for note in look_at(loss, task, data, settings):
+            say(f"note: {note}")
         with _quiet_lightning(), _explained():
             plan = plan_of(
                 settings,
@@ -114,7 +119,7 @@ def train(settings: TrainSettings, *, console: Console | None = None) -> TrainRe
                 data,
                 known=known,
                 clock=lambda plan: _times(plan, task, data),
-                say=_speaker(console),
+                say=say,
             )
         return run(plan, data, folder=folder, console=console)
 
@@ -149,13 +154,15 @@ def run(
         module, loading = _prepared(plan, task, data)
         trainer, records = _trainer(plan, task, folder, loading, console)
         if first:
-            records.run = _start(folder, before, _config(plan, task, data))
+            code = record([plan.loss])
+            records.run = _start(folder, before, {**_config(plan, task, data), "code": code})
+            keep([plan.loss], code, folder.path)
             _check_checkpoints(folder, module, run=records.run)
         for line in (
             *plan_lines(plan, task, data, module.model, module.criterion),
             f"out: {folder.path}",
         ):
-            console.print(line, highlight=False, markup=False, soft_wrap=True)
+            console.print(line, highlight=False, markup=False, emoji=False, soft_wrap=True)
         with _stoppable(folder, records):
             summary = _fit(trainer, folder, module, loading, records, loss=plan.loss)
     return TrainResult(folder=folder.path, summary=summary)
@@ -196,14 +203,15 @@ def load_run(
     try:
         config = folder.config()
         plan = plan_in(config, folder.config_file)
-        changed = difference({"data": config["data"]}, {"data": facts(data)}, only=("classes",))
-        if changed is not None:
-            raise InputError(f"{path}: was trained on other data: {changed}")
+        other = difference({"data": config["data"]}, {"data": facts(data)}, only=("classes",))
+        if other is not None:
+            raise InputError(f"{path}: was trained on other data: {other}")
+        loss = as_trained(plan.loss, config.get("code", {}), path)
         # The weights are overwritten; whoever draws from the generator next must not notice.
         with torch.random.fork_rng(devices=[]):
-            module, _ = _prepared(plan, named(plan.task), data)
+            module, _ = _prepared(replace(plan, loss=loss), named(plan.task), data)
         module.load_state_dict(load_checkpoint(folder.best_file)["state_dict"])
-    except InputError:
+    except (InputError, compose.ParseError):
         raise
     except FileNotFoundError as error:
         raise InputError(f"{error.filename}: is missing; this run is not finished") from None
@@ -228,7 +236,13 @@ def _device(plan: TrainPlan, path: Path) -> str:
 
 def default_out(settings: TrainSettings) -> Path:
     """Return the run folder of a run for which none was named."""
-    parts = (data_name(settings.data), slug((settings.loss or "")[:80]), str(settings.seed))
+    loss = settings.loss or ""
+    short = compose.folder_name(loss)
+    parts = [data_name(settings.data), slug(short[:80])]
+    if short != loss:
+        # Files of one name in two folders are two losses.
+        parts.append(hashlib.blake2b(loss.encode(), digest_size=2).hexdigest())
+    parts.append(str(settings.seed))
     return Path("runs") / "-".join(parts)
 
 
@@ -265,7 +279,7 @@ def opened(
         progress=progress,
     )
     for line in data.describe():
-        console.print(line, highlight=False, markup=False, soft_wrap=True)
+        console.print(line, highlight=False, markup=False, emoji=False, soft_wrap=True)
     return data
 
 
@@ -351,10 +365,12 @@ def _start(folder: RunFolder, before: dict[str, Any] | None, config: dict[str, A
         folder.write_config(config)
         folder.log("started")
         return str(config["run"]["id"])
-    changed = difference(_binding(before), _binding(config))
-    if changed is not None:
+    other = difference(_binding(before), _binding(config)) or changed(
+        before.get("code", {}), config["code"]
+    )
+    if other is not None:
         raise InputError(
-            f"{folder.path}: holds an unfinished run with other settings: {changed}; set it back "
+            f"{folder.path}: holds an unfinished run with other settings: {other}; set it back "
             "to go on with that run, choose another --out, or remove the folder"
         )
     if before["data"].get("digest") != config["data"]["digest"]:
@@ -510,7 +526,7 @@ def _speaker(console: Console) -> Callable[[str], None]:
 
     def say(line: str) -> None:
         if is_first_process():
-            console.print(line, highlight=False, markup=False, soft_wrap=True)
+            console.print(line, highlight=False, markup=False, emoji=False, soft_wrap=True)
 
     return say
 

@@ -72,7 +72,8 @@ class TrainSettings(TrialSettings):
 
     Attributes:
         loss: Weighted sum of losses, such as "dice + 0.5*focal(gamma=2)". `denseloss ls` lists
-            them. By default the task's: cross_entropy + dice for segmentation.
+            them; file.py:name is one of your own. By default the task's: cross_entropy + dice for
+            segmentation.
         out: Run folder; by default runs/DATA-LOSS-SEED.
         seed: Decides weights, order, augmentation, and the split where the data has none.
         minutes: How many minutes to train instead of steps; the steps are planned by timing a few.

@@ -147,7 +147,8 @@ def test_losses_that_the_report_leaves_out_are_named(tmp_path: Path) -> None:
     (aside / "config.toml").write_text('[settings]\nloss = "jaccard"\n')
     (aside / "held_out.npz").touch()
     found = SimpleNamespace(
-        folder=SimpleNamespace(trials=tmp_path / "trials"), losses=[SimpleNamespace(loss="dice")]
+        folder=SimpleNamespace(trials=tmp_path / "trials"),
+        losses=[SimpleNamespace(expression="dice")],
     )
     assert _others(found) == ["focal"]  # type: ignore[arg-type]
 

@@ -101,10 +101,24 @@ def test_labels_beyond_the_given_classes(tmp_path: Path) -> None:
 def test_many_problems_are_not_all_printed(tmp_path: Path) -> None:
     root = make(tmp_path, 40)
     for i in range(30):
-        (root / "masks" / f"f{i}.png").unlink()
+        (root / "masks" / f"f{i}.png").write_bytes(b"")
     report = check_data(root)
     assert len(report.problems) == 30
     assert "bad: and 10 more" in report.lines()
+
+
+def test_many_files_without_a_partner_are_one_line(tmp_path: Path) -> None:
+    root = make(tmp_path, 40)
+    for i in range(30):
+        (root / "masks" / f"f{i}.png").unlink()
+        (root / "images" / f"f{i}.png").rename(root / "images" / f"g{i}.png")
+    (root / "masks" / "h1.png").write_bytes((root / "masks" / "f31.png").read_bytes())
+    (root / "masks" / "h2.png").write_bytes((root / "masks" / "f31.png").read_bytes())
+    images, masks = check_data(root).problems
+    assert "images: 30 of 40 images have no mask (g0.png, g1.png, g10.png, ...); add" in images
+    assert "masks: 2 masks have no image (h1.png, h2.png)" in masks
+    report = check_data(root, skip_unlabelled=True)
+    assert "30 images without a mask, left out" in report.data.notes
 
 
 @pytest.mark.parametrize("where", ["nowhere", "empty", "synthetic:blub"])

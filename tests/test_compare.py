@@ -5,6 +5,7 @@ import json
 import logging
 import math
 import os
+import platform
 import shutil
 import signal
 import subprocess
@@ -31,7 +32,7 @@ from denseloss.compare.settings import seconds
 from denseloss.compare.trials import Failed, Progress, TrialFolder, loss_slug
 from denseloss.compare.worker import Job, Times
 from denseloss.data.errors import InputError
-from denseloss.data.files import load_arrays
+from denseloss.data.files import load_arrays, save_arrays
 from denseloss.tasks import Candidate
 from denseloss.tasks.segmentation import Segmentation, open_data
 from denseloss.tasks.segmentation.measure import METRICS
@@ -758,10 +759,14 @@ def test_a_full_disk_is_told_and_costs_that_trial_alone(
 
 def test_two_comparisons_do_not_work_in_one_folder(data: Path, tmp_path: Path, run: Run) -> None:
     out = tmp_path / "out"
+    who = f"denseloss: error: {out}: process {os.getpid()} on {platform.node()} compares here since"
     with ComparisonFolder(out).locked():
-        code, _, complaint = run(words(data, out))
-    assert code == 2
-    assert "another denseloss compare works in this folder" in complaint
+        (out / "compare.toml").write_text("")
+        for line in (words(data, out), ["report", str(out)]):
+            code, _, complaint = run(line)
+            assert code == 2
+            assert complaint.startswith(who)
+            assert complaint.count("\n") == 1
 
 
 @pytest.mark.parametrize(
@@ -793,8 +798,7 @@ def test_what_cannot_be_compared_is_refused_before_anything_is_written(
     )
     with pytest.raises(InputError, match=message.replace("(", r"\(")):
         compare(replace(asked, **options))  # type: ignore[arg-type]
-    left = [p for p in (tmp_path / "out").rglob("*") if p.name != ".lock"]
-    assert left == []
+    assert not (tmp_path / "out").exists()
 
 
 def test_half_written_files_of_a_killed_process_are_in_nobodys_way(tmp_path: Path) -> None:
@@ -810,11 +814,106 @@ def test_half_written_files_of_a_killed_process_are_in_nobodys_way(tmp_path: Pat
     (files.path / "last.ckpt").write_bytes(b"")
     assert files.problem() == "config.toml: is missing"
     (files.path / "config.toml").write_text("[run]\nformat = 3\n")
+    assert "config.toml: is not what denseloss train writes" in str(files.problem())
+    files.run.write_config({"settings": trial_plan().to_table(), "run": {"format": 3}})
     assert "last.ckpt: cannot be read" in str(files.problem())
     (files.path / "last.ckpt").unlink()
-    (files.path / "summary.json").write_text('{"best": {}}')
-    (files.path / "metrics.csv").write_text("step\n1\n")
+    (files.path / "summary.json").write_text('{"best": {}, "seconds": 1}')
+    (files.path / "metrics.csv").write_text("epoch,step,loss,val_loss,score\n1,1,1,1,1\n")
     assert files.problem() == "best.ckpt: is missing"
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "problem"),
+    [
+        ("summary.json", b"[]", "summary.json: is no summary of a run"),
+        ("summary.json", b'{"best": 3, "seconds": 1}', "is no summary"),
+        ("summary.json", b'{"best": {"score": "high"}, "seconds": 1}', "is no summary"),
+        ("summary.json", b'{"best": {}, "seconds": "long"}', "is no summary"),
+        ("metrics.csv", b"", "metrics.csv: has no rows"),
+        ("metrics.csv", b"a,b\n1,2\n", "metrics.csv: has no rows"),
+        ("metrics.csv", b"epoch,step\n1\n", "metrics.csv: cannot be read"),
+        ("metrics.csv", b"epoch,step\n1,2,3\n", "metrics.csv: cannot be read"),
+        ("metrics.csv", b"epoch,step\n1,many\n", "metrics.csv: cannot be read"),
+        ("metrics.csv", b"\xff\xfe\x00", "metrics.csv: cannot be read"),
+        ("config.toml", b"settings = 3", "settings must be a table"),
+        ("held_out.npz", b"", "held_out.npz: is damaged"),
+        ("held_out.npz", "validation.csv", "held_out.npz: "),
+    ],
+)
+def test_what_a_trial_left_is_looked_at_before_it_is_used(
+    tmp_path: Path, name: str, content: bytes | str, problem: str
+) -> None:
+    files = TrialFolder(tmp_path, Trial(loss="dice", seed=0, lr=0.01))
+    files.path.mkdir(parents=True)
+    files.run.write_config({"settings": trial_plan().to_table(), "run": {"format": 2}})
+    files.run.summary_file.write_text('{"best": {"score": null}, "seconds": 1}')
+    files.run.metrics_file.write_text("epoch,step,loss,val_loss,score\n1,1,1,1,nan\n")
+    for file in (files.validation_file, files.held_out_file):
+        file.write_bytes(b"")
+    if isinstance(content, str):
+        # Sound, and of something else.
+        save_arrays(files.path / name, {"names": np.array(["a"])})
+    else:
+        (files.path / name).write_bytes(content)
+    said = str(files.problem())
+    assert problem in said
+    assert "\n" not in said
+
+
+def test_a_comparison_goes_on_where_its_data_was_moved_to_and_not_with_other_masks(
+    tmp_path: Path,
+) -> None:
+    folder = ComparisonFolder(tmp_path)
+
+    def config(data: str, *, files: str = "a", **changed: object) -> dict[str, dict[str, object]]:
+        tables = whole_plan(common=trial_plan(data=data, **changed)).to_tables()
+        facts = {"name": Path(data).name, "train": 3, "files": files}
+        return {**tables, "data": facts, "run": {"format": 2}}
+
+    folder.write_config(config("/here/cells"))
+    folder.write_config(config("/there/tissue"))
+    assert 'data = "/there/tissue"' in folder.config_file.read_text()
+    with pytest.raises(InputError, match="images or masks were added, removed, renamed or changed"):
+        folder.write_config(config("/there/tissue", files="b"))
+    with pytest.raises(InputError, match="size was 32, now it is 64"):
+        folder.write_config(config("/there/tissue", size=64))
+    # Made-up data is what its name says.
+    with pytest.raises(InputError, match=r'data was not set, now it is "synthetic:blobs"'):
+        folder.write_config(config("synthetic:blobs"))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (("[asked]", "asked = 3\n[other]"), "asked must be a table, and is 3"),
+        (('losses = ["a", "b"]', "losses = [3]"), "losses is 3, and must be of the type str"),
+        (('losses = ["a", "b"]', "losses = []"), "losses is empty"),
+        (("seeds = 3", "seeds = true"), "seeds is True, and must be of the type int"),
+        (("rates = [", 'rates = ["fast", '), "rates is 'fast'"),
+        (('metric = "dice"', 'metric = "luck"'), "segmentation has no metric 'luck'"),
+        (('pooling = "image"', 'pooling = "no"'), "pooling is 'no'"),
+        (("lines = []", ""), "'lines' is missing"),
+        (("train = 3", 'train = "all"'), "train is 'all'"),
+        (("base_lr = 0.01", ""), "'base_lr' is missing"),
+        (("steps = 2", "steps = 2.5"), "steps is 2.5, and must be of the type int"),
+    ],
+)
+def test_a_broken_configuration_of_a_comparison_is_one_line(
+    tmp_path: Path, change: tuple[str, str], message: str
+) -> None:
+    told = {"name": "cells", "lines": [], "train": 3, "val": 1, "test": 1, "split": "by seed"}
+    tables = {**whole_plan().to_tables(), "data": told, "run": {"format": 2, "command": "compare"}}
+    folder = ComparisonFolder(tmp_path)
+    folder.write_config(tables)
+    assert folder.plan(folder.config() or {}).losses == ("a", "b")
+    text = folder.config_file.read_text()
+    assert change[0] in text
+    folder.config_file.write_text(text.replace(*change))
+    with pytest.raises(InputError, match=message) as error:
+        make_report(tmp_path)
+    assert str(error.value).startswith(f"{folder.config_file}: ")
+    assert "\n" not in str(error.value)
 
 
 def test_a_network_that_learned_nothing_is_not_the_fastest() -> None:

@@ -407,13 +407,13 @@ def test_classes_too_uneven_for_a_full_balance_get_its_square_root() -> None:
 def test_focal_is_for_easy_pixels_and_leaves_the_positives_their_weight() -> None:
     most = replace(BALANCED, class_share=(0.92, 0.08))
     found = proposed(most)
-    assert "92.0 % of the pixels, and 97.0 % lie away" in found["binary_focal(alpha=None)"]
+    assert "92.0 % of the pixels, and 97.0 % lie away" in found["focal"]
     assert "focal" in proposed(replace(THREE, class_share=(0.9, 0.06, 0.04)), "multiclass")
     vanishing = proposed(replace(THREE, class_share=(0.8, 0.191, 0.009)), "multiclass")
     assert 'all but 0.90 % of the pixels are not "crack"' in vanishing["focal"].lower()
     assert "focal" not in proposed(replace(THREE, class_share=(0.8, 0.18, 0.02)), "multiclass")
-    assert "binary_focal(alpha=None)" not in proposed(replace(BALANCED, class_share=(0.89, 0.11)))
-    assert "boundary" not in proposed(replace(most, boundary_share=0.0))["binary_focal(alpha=None)"]
+    assert "focal" not in proposed(replace(BALANCED, class_share=(0.89, 0.11)))
+    assert "boundary" not in proposed(replace(most, boundary_share=0.0))["focal"]
 
 
 def test_classes_that_most_squares_lack_are_left_out_of_dice_there() -> None:
@@ -450,12 +450,10 @@ def test_many_small_objects_get_tversky_and_focal_with_dice() -> None:
     small = {"objects": 26.6, "area": (54.0, 143.0, 426.0)}
     found = proposed(shaped(BALANCED, **small))
     assert "26.6 objects" in found[TVERSKY]
-    assert "below 143 px (0.22 % of an image)" in found["binary_focal(alpha=None) + dice"]
+    assert "below 143 px (0.22 % of an image)" in found["focal + dice"]
     assert "focal + dice" in proposed(shaped(THREE, **small), "multiclass")
     for fewer in ({"objects": 4.9}, {"area": (54.0, 300.0, 426.0)}, {"thinness": 9, "width": 3}):
-        assert "binary_focal(alpha=None) + dice" not in proposed(
-            shaped(BALANCED, **{**small, **fewer})
-        )
+        assert "focal + dice" not in proposed(shaped(BALANCED, **{**small, **fewer}))
 
 
 def test_void_changes_no_candidate() -> None:
@@ -511,10 +509,10 @@ def test_candidates_are_different_losses_that_quote_a_number_and_promise_nothing
         TVERSKY,
         "balanced_cross_entropy",
         "cross_entropy(class_weight",
-        "binary_focal(alpha=None)",
+        "focal",
         "cross_entropy + dice(pool='batch')",
         "structure",
-        "binary_focal(alpha=None) + dice",
+        "focal + dice",
     }
     assert {loss for loss, task in fired if task == "multiclass"} == {
         "cross_entropy",
@@ -558,17 +556,16 @@ def test_every_candidate_can_be_trained_with() -> None:
 
 
 def test_focal_on_a_binary_task_does_not_fade_the_foreground() -> None:
-    # The trap that `binary_focal(alpha=None)` avoids: plain focal weighs positives 1 to 3.
+    # The trap of `binary_focal`, whose default weighs positives 1 to 3, as detectors need it.
     classes, image = torch.tensor([[[0, 1]]]), torch.zeros(1, 3, 1, 2)
     slopes = {}
-    for loss in ("binary_focal(alpha=None)", "focal"):
+    for loss in ("focal", "binary_focal"):
         criterion = SegmentationCriterion(compose.parse(loss), mode="binary", num_classes=2)
         logits = torch.zeros(1, 1, 1, 2, requires_grad=True)
         criterion([logits], {"mask": classes, "image": image}).sum().backward()
         assert logits.grad is not None
         slopes[loss] = float(-logits.grad[0, 0, 0, 1] / logits.grad[0, 0, 0, 0])
-    assert slopes["binary_focal(alpha=None)"] == pytest.approx(1)
-    assert slopes["focal"] == pytest.approx(1 / 3)
+    assert slopes == {"focal": pytest.approx(1), "binary_focal": pytest.approx(1 / 3)}
 
 
 def test_a_candidate_is_plain() -> None:

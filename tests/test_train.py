@@ -1,8 +1,12 @@
 """`denseloss.train`: what a loss becomes on a task, what a run leaves, how it is resumed."""
 
 import csv
+import errno
+import io
 import json
 import os
+import pickle
+import re
 import shutil
 import signal
 import subprocess
@@ -16,12 +20,14 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from rich.console import Console
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.data import DataLoader
 
 from denseloss import compose, functional
 from denseloss.data import VOID, denormalise
 from denseloss.data.errors import InputError
+from denseloss.tasks import Split
 from denseloss.tasks.segmentation import (
     Segmentation,
     SegmentationDataset,
@@ -33,10 +39,13 @@ from denseloss.tasks.segmentation.meter import OverlapMeter
 from denseloss.tasks.segmentation.network import build_model
 from denseloss.train import TrainSettings, train
 from denseloss.train.errors import DivergedError
-from denseloss.train.folder import difference, to_toml
+from denseloss.train.folder import RunFolder, difference, to_toml
 from denseloss.train.loading import Loading, Shard, train_loader
+from denseloss.train.plan import check_devices, plan_of
 from denseloss.train.precision import faster
+from denseloss.train.run import opened
 from denseloss.train.schedule import SampleStream, Schedule, steps_per_epoch
+from tests.plans import trial_plan
 
 FILES = {
     "best.ckpt",
@@ -127,7 +136,7 @@ def test_binary_task_takes_plain_losses_in_their_binary_form() -> None:
         dice, 2 * functional.binary_dice_loss(logits, masks, smooth=3, ignore_index=VOID)
     )
     torch.testing.assert_close(
-        focal, functional.binary_focal_loss(logits, masks, ignore_index=VOID)
+        focal, functional.binary_focal_loss(logits, masks, alpha=None, ignore_index=VOID)
     )
     torch.testing.assert_close(
         structure, functional.structure_loss(logits, masks, window=5, ignore_index=VOID)
@@ -136,7 +145,7 @@ def test_binary_task_takes_plain_losses_in_their_binary_form() -> None:
     assert criterion.names == ("dice", "focal", "structure")
     assert criterion.notes == (
         "binary task: dice(smooth=3) is taken as binary_dice(smooth=3)",
-        "binary task: focal is taken as binary_focal, whose default is alpha=0.25",
+        "binary task: focal is taken as binary_focal(alpha=None)",
     )
 
 
@@ -496,6 +505,19 @@ def test_a_folder_that_is_not_ours_is_left_alone(folder: Path, tmp_path: Path) -
         ({"batch_size": 0}, "--batch-size 0"),
         ({"seed": -1}, "--seed -1"),
         ({"devices": "all"}, "--devices all"),
+        ({"devices": "0"}, "--devices 0: must be 1 or larger"),
+        ({"devices": "99"}, r"would start 99 processes, and this CPU has \d+ cores? to use"),
+        ({"devices": "0,1"}, "--devices 0,1: the processes on a CPU have no numbers; give 2"),
+        ({"devices": "1,1"}, "--devices 1,1: names a device twice"),
+        ({"seed": 10**25}, "--seed 10{25}: must be at most 9223372036854775807"),
+        ({"split_seed": 2**63}, "--split-seed 9223372036854775808: must be at most"),
+        ({"steps": 10**12}, "--steps 10{12}: must be at most 1000000000"),
+        ({"steps": None, "epochs": 10**9}, r"--epochs 10{9}: are \d+ steps; at most 10{9}"),
+        ({"val_every": 10**20}, "--val-every 10{20}: must be at most"),
+        ({"size": 100_000}, "--batch-size 2 with --size 100000: the images of one step need 223"),
+        ({"batch_size": 10**9}, "--batch-size 10{9} with --size 32: the images of one step need"),
+        ({"workers": 2000}, "--workers 2000: must be at most 1024"),
+        ({"lr": float("nan")}, "--lr nan: must be larger than 0, and finite"),
         ({"devices": "2", "average": 0.9}, "--average 0.9 works with one device"),
         ({"precision": "16-mixed"}, "use bf16-mixed"),
         ({"loss": "iou"}, "pairs of boxes"),
@@ -510,6 +532,71 @@ def test_bad_settings_make_no_folder(
         train(tiny(folder, tmp_path / "run", **changed))
     assert "\n" not in str(error.value)
     assert not (tmp_path / "run").exists()
+
+
+def test_what_is_odd_is_said_before_anything_is_timed(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setattr("denseloss.train.plan._precision", lambda *_: "auto")
+    told: list[str] = []
+
+    def times(*_: object) -> tuple[float, float]:
+        assert [line.partition(":")[0] for line in told] == ["note", "note", "note", *TIMED]
+        return 1.0, 1.0
+
+    settings = tiny(folder, tmp_path / "run", size=500, batch_size=7, workers=1000)
+    task = Segmentation()
+    data = open_data(folder)
+    plan = plan_of(settings, task, "segmentation", data, clock=times, say=told.append)
+    assert plan.precision == "32-true"
+    assert "squares of 500 pixels are much larger than the images" in told[0]
+    assert "is usually 48" in told[0]
+    assert "try --size 64" in told[0]
+    assert "a step has 7 images, and there are 6 to train on" in told[1]
+    assert "1000 processes load images on" in told[2]
+    told.clear()
+    usual = tiny(folder, tmp_path / "run", size=None, batch_size=6)
+    plan_of(usual, task, "segmentation", data, clock=times, known=plan, say=told.append)
+    assert told == []
+
+
+TIMED = ["timing some steps, to take the faster precision"]
+
+
+@pytest.mark.parametrize(
+    ("devices", "message"),
+    [
+        ("1", None),
+        ("2", None),
+        ("1,0", None),
+        ("3", "--devices 3: torch finds 2 GPUs here"),
+        ("0,2", "--devices 0,2: torch finds 2 GPUs here; the first is 0, the last 1"),
+    ],
+)
+def test_no_more_gpus_are_taken_than_there_are(
+    devices: str, message: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
+    if message is None:
+        check_devices(devices, "cuda")
+    else:
+        with pytest.raises(InputError, match=message):
+            check_devices(devices, "cuda")
+
+
+def test_a_long_look_at_the_data_is_told_once_where_there_is_no_bar(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for seconds, expected in ((-1.0, ["looking at the data: 0 of 8 after -1 seconds"]), (60.0, [])):
+        monkeypatch.setattr("denseloss.train.run._LONG_SECONDS", seconds)
+        said = io.StringIO()
+        data = opened(
+            TrainSettings(data=str(folder)), Segmentation(), Split(), console=Console(file=said)
+        )
+        lines = said.getvalue().splitlines()
+        assert [line for line in lines if "looking" in line] == expected
+        assert len(data.train) == 6
 
 
 def test_a_loss_that_is_not_finite_stops_the_run(folder: Path, tmp_path: Path) -> None:
@@ -722,6 +809,194 @@ def test_rows_after_the_last_checkpoint_disappear(folder: Path, tmp_path: Path) 
         file.write("9,10,0,0,0,0,0,0,0,0,0,0\n")
     train(settings)
     assert (result.folder / "metrics.csv").read_text() == whole
+
+
+def half_done(folder: Path, out: Path) -> TrainSettings:
+    """A run that was stopped after half of its steps, and what it was asked."""
+    settings = tiny(folder, out)
+    train(settings)
+    # Killed in the moment before its end; what is measured below is how it goes on.
+    (out / "summary.json").unlink()
+    return settings
+
+
+def test_two_that_are_started_at_once_leave_one_run(folder: Path, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    both = [started(folder, out, workers=workers) for workers in (0, 1)]
+    ends = {run.communicate(timeout=120)[1]: run.returncode for run in both}
+    assert sorted(ends.values()) == [0, 2]
+    (complaint,) = [said for said, code in ends.items() if code == 2]
+    pids = "|".join(str(run.pid) for run in both)
+    line = (
+        rf"denseloss: error: {out}: process ({pids}) on \S+ trains here since [-0-9: ]+; wait .*\n"
+    )
+    assert re.fullmatch(line, complaint)
+    events = [json.loads(line)["event"] for line in (out / "log.jsonl").read_text().splitlines()]
+    assert (events[0], events[-1], len(events)) == ("started", "finished", 12)
+    assert {path.name for path in out.iterdir()} == FILES
+
+
+def test_the_last_checkpoint_is_that_of_the_last_validation(folder: Path, tmp_path: Path) -> None:
+    # With a learning rate of nothing no score is better than the first.
+    train(tiny(folder, tmp_path / "run", steps=6, lr=1e-12))
+    steps = [
+        torch.load(tmp_path / "run" / name, weights_only=True)["global_step"]
+        for name in ("best.ckpt", "last.ckpt")
+    ]
+    assert steps == [2, 6]
+
+
+def test_a_run_goes_on_where_its_data_was_moved_to(tmp_path: Path) -> None:
+    data = make_folder(tmp_path / "squares")
+    settings = half_done(data, tmp_path / "run")
+    moved = data.rename(tmp_path / "elsewhere")
+    result = train(replace(settings, data=str(moved)))
+    config = tomllib.loads((result.folder / "config.toml").read_text())
+    assert config["settings"]["data"] == str(moved)
+    assert config["data"]["name"] == "elsewhere"
+    assert "resumed" in (result.folder / "log.jsonl").read_text()
+
+
+@pytest.mark.parametrize("how", ["inverted", "turned", "only one"])
+def test_a_run_does_not_go_on_with_masks_that_were_changed_in_place(
+    tmp_path: Path, how: str
+) -> None:
+    data = make_folder(tmp_path / "squares")
+    settings = half_done(data, tmp_path / "run")
+    files = sorted((data / "masks").iterdir())
+    for file in files[:1] if how == "only one" else files:
+        with Image.open(file) as image:
+            mask = np.asarray(image)
+        # Turned, there are as many pixels of each class as before.
+        Image.fromarray(255 - mask if how == "inverted" else mask[::-1]).save(file)
+    before = (tmp_path / "run" / "config.toml").read_text()
+    with pytest.raises(InputError, match=r"images or masks were added, .*changed since") as error:
+        train(settings)
+    assert "\n" not in str(error.value)
+    assert (tmp_path / "run" / "config.toml").read_text() == before
+
+
+def test_a_run_of_any_task_is_bound_to_the_digest_of_its_data(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    task = f"{Path(__file__).with_name('toy_task.py')}:Brightness"
+    settings = tiny(
+        Path("synthetic:light"), tmp_path / "run", task=task, loss="binary_cross_entropy"
+    )
+    train(settings)
+    (tmp_path / "run" / "summary.json").unlink()
+    with pytest.raises(InputError, match='data was "synthetic:light", now it is "synthetic:dark"'):
+        train(replace(settings, data="synthetic:dark"))
+    with monkeypatch.context() as patch:
+        patch.setattr("denseloss.tasks.Task.digest", lambda *_: "other")
+        with pytest.raises(InputError, match="images or masks were added"):
+            train(settings)
+    train(settings)
+
+
+def test_a_run_does_not_go_on_from_what_it_did_not_write(folder: Path, tmp_path: Path) -> None:
+    settings = half_done(folder, tmp_path / "run")
+    other = half_done(folder, tmp_path / "other")
+    wide = half_done(make_folder(tmp_path / "three", classes=3), tmp_path / "wide")
+    out = tmp_path / "run"
+    last, best = ((out / name).read_bytes() for name in ("last.ckpt", "best.ckpt"))
+    middle = len(last) // 2
+    flipped = last[:middle] + bytes(byte ^ 255 for byte in last[middle : middle + 64])
+    attack = io.BytesIO()
+    torch.save({"state_dict": Attack(tmp_path / "attacked")}, attack)
+    half = torch.load(io.BytesIO(last), weights_only=True)
+    half["state_dict"].popitem()
+    torn = io.BytesIO()
+    torch.save(half, torn)
+    for name, content, message in (
+        ("last.ckpt", last[:middle], r"cannot be read \(File is not a zip file\): damaged"),
+        ("last.ckpt", b"", "cannot be read"),
+        ("last.ckpt", flipped + last[middle + 64 :], r"cannot be read \(wrong checksum of"),
+        ("last.ckpt", attack.getvalue(), "other things than weights, which are never run"),
+        ("last.ckpt", pickle.dumps(Attack(tmp_path / "attacked")), "cannot be read"),
+        ("last.ckpt", (other.out / "last.ckpt").read_bytes(), "checkpoint of another run"),
+        ("last.ckpt", (wide.out / "last.ckpt").read_bytes(), "checkpoint of another run"),
+        ("last.ckpt", torn.getvalue(), "does not fit .*is not there, and in the network"),
+        ("best.ckpt", best[:middle], "cannot be read"),
+        ("best.ckpt", None, "is missing"),
+    ):
+        (out / "last.ckpt").write_bytes(last)
+        (out / "best.ckpt").write_bytes(best)
+        (out / name).unlink()
+        if content is not None:
+            (out / name).write_bytes(content)
+        with pytest.raises(InputError, match=f"{name}: .*{message}.*; remove {out}") as error:
+            train(settings)
+        assert "\n" not in str(error.value)
+    assert not (tmp_path / "attacked").exists()
+    # The way out that was named.
+    (out / "last.ckpt").unlink()
+    assert train(settings).summary["steps"] == 8
+
+
+class Attack:
+    def __init__(self, file: Path) -> None:
+        self.file = file
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return Path.touch, (self.file,)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (("[settings]", "settings = 3\n[other]"), "settings must be a table, and is 3"),
+        (("steps = 8", 'steps = "many"'), "steps is 'many', and must be of the type int"),
+        (("steps = 8\n", ""), "'steps' is missing"),
+        (("average = 0.0", "average = true"), "average is True, and must be of the type float"),
+        (("options = {", "options = 3 # {"), "options is 3"),
+        (("[data]", "[[data]]"), "data must be a table"),
+        (("[run]", "\x00"), "cannot be read"),
+    ],
+)
+def test_a_broken_configuration_is_one_line(
+    folder: Path, tmp_path: Path, change: tuple[str, str], message: str
+) -> None:
+    run = RunFolder(tmp_path / "run")
+    plan = trial_plan(steps=8).to_table()
+    run.write_config({"settings": plan, "data": {}, "run": {"format": 2}})
+    text = run.config_file.read_text()
+    assert change[0] in text
+    run.config_file.write_text(text.replace(*change))
+    with pytest.raises(InputError, match=message) as error:
+        train(tiny(folder, run.path))
+    assert "config.toml: " in str(error.value)
+    assert "\n" not in str(error.value)
+    assert [p.name for p in run.path.iterdir()] == ["config.toml"]
+
+
+def test_a_full_disk_is_one_line_and_the_run_goes_on(
+    folder: Path, tmp_path: Path, uninterrupted: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = tiny(folder, tmp_path / "run", steps=40, val_every=4)
+    replaced = Path.replace
+    written: list[str] = []
+
+    def full(self: Path, target: Path) -> Path:
+        written.append(target.name)
+        if written.count("last.ckpt") == 3:
+            raise OSError(errno.ENOSPC, "No space left on device", str(target))
+        return replaced(self, target)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "replace", full)
+        with pytest.raises(InputError) as error:
+            train(settings)
+    assert str(error.value).startswith(f"{tmp_path / 'run'}: No space left on device (")
+    assert str(error.value).endswith("the same command goes on from step 8 of 40")
+    assert not list((tmp_path / "run").glob("*.part"))
+    with (tmp_path / "run" / "log.jsonl").open("a") as file:
+        file.write('{"time": "2026-')  # what the full disk cut
+    train(settings)
+    assert (tmp_path / "run" / "metrics.csv").read_text() == uninterrupted
+    lines = (tmp_path / "run" / "log.jsonl").read_text().splitlines()
+    assert json.loads(lines[-1])["event"] == "finished"
+    assert lines.count('{"time": "2026-') == 1
 
 
 # ---------------------------------------------------------------- small parts

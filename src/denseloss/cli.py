@@ -134,8 +134,19 @@ def check(settings: CheckSettings) -> int:
         what = "1 problem" if count == 1 else f"{count} problems"
         return _complain(f"{data}: {what}, listed above; training needs them mended")
     loss = task.defaults.loss
-    _say(console, f'next: denseloss train {shlex.quote(data)} --loss "{loss}"')
+    given = "".join(f" {word}" for word in _given(settings.options))
+    _say(console, f'next: denseloss train {shlex.quote(data)}{given} --loss "{loss}"')
     return 0
+
+
+def _given(options: Any) -> Iterator[str]:
+    """Yield the words of the task's options that differ from their defaults."""
+    for field in dataclasses.fields(options) if options is not None else ():
+        value = getattr(options, field.name)
+        if value != field.default:
+            yield f"--{field.name.replace('_', '-')}"
+            if value is not True:
+                yield shlex.quote(str(value))
 
 
 def predict(
@@ -207,7 +218,7 @@ def ls() -> int:
         table = Table("name", "task", "what it is", "source", box=None, pad_edge=False)
         for entry in found:
             table.add_row(entry.name, entry.task, entry.line, entry.source)
-        console.print(table, highlight=False, markup=False)
+        console.print(table, highlight=False, markup=False, emoji=False)
     else:
         widths = [max(len(getattr(e, key)) for e in found) for key in ("name", "task", "line")]
         for entry in found:
@@ -232,10 +243,13 @@ def show(loss: str, /) -> int:
     """Print what a loss computes, its options and its source.
 
     Args:
-        loss: A name of `denseloss ls`.
+        loss: A name of `denseloss ls`, or file.py:name of your own.
     """
+    from denseloss import compose
     from denseloss.contract import nearest
 
+    if compose.references(loss):
+        return _show_own(loss)
     functions = _loss_functions()
     function = functions.get(loss.removesuffix("_loss"))
     if function is None:
@@ -244,6 +258,47 @@ def show(loss: str, /) -> int:
         return _complain(f"{loss}: no such loss{meant}; see `denseloss ls`")
     print(f"{_signature(function)}\n\n{inspect.getdoc(function)}")
     return 0
+
+
+def _show_own(text: str) -> int:
+    """Print what is known of a loss of the user's own, and what a first look finds."""
+    from denseloss import compose
+
+    try:
+        terms = compose.user_losses(compose.parse(text, mixed=True))
+    except compose.ParseError as error:
+        return _complain(str(error))
+    for term in terms:
+        print(f"{term.described}\n\nfile: {term.file or 'none, it is not written in Python'}")
+        if importlib.util.find_spec("lightning") is None:
+            print(f"a first look at what it computes needs the tool: {_EXTRA}")
+            continue
+        for kind, data in (("a binary task", "blobs"), ("several classes", "classes")):
+            print(f"on {kind}:")
+            for line in _looked_at(str(term), f"synthetic:{data}?n=4&size=64"):
+                print(f"  {line}")
+    print(f"next: denseloss train DATA --loss {shlex.quote(text)}")
+    return 0
+
+
+def _looked_at(loss: str, where: str) -> Iterator[str]:
+    """Yield what a task says of a loss, and what is odd about it or wrong."""
+    from denseloss import compose
+    from denseloss.data.errors import InputError
+    from denseloss.tasks import DEFAULT, Split, named
+    from denseloss.train.own_code import look_at
+    from denseloss.train.settings import TrialSettings
+
+    task = named(DEFAULT)
+    try:
+        data = task.open(where, task.settings(), split=Split())
+        yield from task.criterion(compose.parse(loss, mixed=True), data).notes
+        odd = look_at(loss, task, data, TrialSettings(data=where, size=64))
+    except InputError as error:
+        yield f"error: {str(error).removeprefix('--loss: ')}"
+    else:
+        yield from (f"note: {said}" for said in odd)
+        yield "it can be trained with" if odd else "nothing is wrong with it"
 
 
 def doctor() -> int:
@@ -343,14 +398,18 @@ def _of_settings(verb: str, task: "Task | None") -> Callable[..., Call]:
         settings, run = CompareSettings, compare
     own = () if task is None else dataclasses.fields(task.settings)
 
-    def parse(**values: Any) -> Call:
-        options = {field.name: values.pop(field.name) for field in own}
-        values["options"] = None if task is None else task.settings(**options)
-        return functools.partial(run, settings(**values))
-
     fields = [f for f in _options(settings) if f.name not in ("options", *(o.name for o in own))]
     if task is not None:
         fields += _options(task.settings)
+
+    def parse(**values: Any) -> Call:
+        options = {field.name: values.pop(field.name) for field in own}
+        if task is not None:
+            values["options"] = task.settings(**options)
+            if values["data"] == fields[0].default:  # left out
+                values["data"] = task.place(values["options"]) or values["data"]
+        return functools.partial(run, settings(**values))
+
     # Positional first, as Python wants it.
     parse.__signature__ = inspect.Signature(fields)  # type: ignore[attr-defined]
     parse.__annotations__ = {field.name: field.annotation for field in fields}
@@ -495,7 +554,8 @@ def _signature(function: Callable[..., object]) -> str:
 def _console() -> "Console":
     from rich.console import Console
 
-    return Console()
+    # What is printed has names of files and classes in it: [red] and :smile: are themselves.
+    return Console(markup=False, emoji=False, highlight=False)
 
 
 def _say(console: "Console | None", line: str) -> None:
@@ -503,7 +563,7 @@ def _say(console: "Console | None", line: str) -> None:
         print(line)
         return
     # Without a terminal a line stays a line, for `grep`.
-    console.print(line, highlight=False, markup=False, soft_wrap=True)
+    console.print(line, highlight=False, markup=False, emoji=False, soft_wrap=True)
 
 
 def _complain(message: str, *, code: int = _BAD_INPUT) -> int:
@@ -546,7 +606,7 @@ def _say_verdict(result: "CompareResult", console: "Console") -> None:
         lr = f"{loss.lr:g}" if loss.lr == loss.lr else ""
         table.add_row(loss.loss, lr, str(len(loss.seeds)), *cells)
     _say(console, f"{main.name}, {how}, mean over the seeds:")
-    console.print(table, highlight=False, markup=False)
+    console.print(table, highlight=False, markup=False, emoji=False)
     console.print()
     for line in results.verdict:
         _say(console, line)
@@ -589,7 +649,7 @@ def _report(result: "TrainResult", data: str, console: "Console") -> None:
         f"best: step {best['step']} (epoch {best['epoch']}) of {summary['steps']}; "
         f"{summary['seconds'] / 60:.1f} minutes of training",
     )
-    console.print(table, highlight=False, markup=False)
+    console.print(table, highlight=False, markup=False, emoji=False)
     _say(console, f"files in {result.folder}:")
     for file, what in (
         ("samples.png", "image, truth, prediction and error of some validation images"),

@@ -21,11 +21,27 @@ from denseloss.module import LossModule
 from denseloss.primitives.overlap import COLUMNS
 from denseloss.primitives.shared import Expected, SharedLogits
 from denseloss.targets import ClassScores
+from denseloss.user_code import UserCodeError
+from denseloss.user_loss import UserLoss, folder_name, references, replaced, short_names
 
-__all__ = ["AtTargetSize", "DeepSupervision", "ParseError", "WeightedSum", "names", "parse"]
+__all__ = [
+    "AtTargetSize",
+    "DeepSupervision",
+    "ParseError",
+    "UserLoss",
+    "WeightedSum",
+    "folder_name",
+    "names",
+    "parse",
+    "references",
+    "replaced",
+    "short_names",
+    "user_losses",
+]
 
 
 LONGEST = 2000
+LONGEST_PATHS = 20_000  # of all files together
 _LISTS = (list, tuple)  # torch 2.6 does not trace list | tuple
 ACRONYMS = {
     "bce": "binary_cross_entropy",
@@ -213,12 +229,19 @@ def _takes_shared(criterion: nn.Module) -> bool:
     """
     if "forward" in criterion.__dict__ or criterion._backward_hooks:
         return False  # somebody has put another in its place, or wants the gradient of the logits
-    if isinstance(criterion, LossModule):
+    if isinstance(criterion, LossModule | UserLoss):
         return criterion.only_logits
     return type(criterion) is WeightedSum
 
 
+def user_losses(criterion: WeightedSum) -> list[UserLoss]:
+    """The terms of a sum that are code of the user's own."""
+    return [loss for _, _, loss in criterion.named_terms() if isinstance(loss, UserLoss)]
+
+
 def _term(name: str, loss: nn.Module) -> str:
+    if isinstance(loss, UserLoss):
+        return str(loss)
     if not isinstance(loss, LossModule):
         return name
     options = loss.extra_repr()
@@ -256,7 +279,12 @@ def parse(expression: str, *, mixed: bool = False) -> WeightedSum:
 
     A term is the name of a loss without ``_loss``, with keywords in brackets if need be and a
     number before it as its weight. Values are numbers, words in quotes, True, False, None, or
-    lists of numbers where a tensor is expected (``class_weight=[1, 2, 5]``). Nothing is evaluated.
+    lists of numbers where a tensor is expected (``class_weight=[1, 2, 5]``).
+
+    A loss of your own is named as ``file.py:name`` or ``package.module:name``: a function
+    ``loss(logits, target, *, options)``, or a class or an instance of a Module. In the text of the
+    answer the file has its whole path. A path with spaces is put in quotes, together with the name:
+    ``'my files/losses.py:edge' + dice``. Such a file is imported; nothing else is evaluated.
 
     Args:
         expression: the text.
@@ -264,26 +292,30 @@ def parse(expression: str, *, mixed: bool = False) -> WeightedSum:
 
     Raises:
         ParseError: not such an expression, or a sum of losses that take different tensors; an
-            unknown name or keyword is answered with the nearest right one.
+            unknown name or keyword is answered with the nearest right one. Code of your own that
+            is not there, cannot be imported, or is no loss.
 
     Example:
         >>> parse("0.5*focal(gamma=3) + dice")
         WeightedSum(0.5*focal(gamma=3) + dice)
     """
     form = 'write a sum of terms, such as "cross_entropy + 0.5*dice(smooth=1)"'
-    if not isinstance(expression, str) or len(expression) > LONGEST:
+    if not isinstance(expression, str) or len(expression) > LONGEST + LONGEST_PATHS:
+        raise ParseError(f"a loss is a text of at most {LONGEST} characters: {form}")
+    text = _Text(expression)
+    if len(text.plain) > LONGEST:
         raise ParseError(f"a loss is a text of at most {LONGEST} characters: {form}")
     try:
-        tree = ast.parse(expression.strip(), mode="eval").body
+        tree = ast.parse(text.plain.strip(), mode="eval").body
     except (SyntaxError, ValueError, MemoryError, RecursionError) as error:
         raise ParseError(f"cannot read the loss {expression!r:.200}: {form}") from error
     terms: dict[str, nn.Module | tuple[float, nn.Module]] = {}
-    for weight, node in _summands(tree, 1.0, expression):
+    for weight, node in _summands(tree, 1.0, text):
         if not math.isfinite(weight):
-            raise _error(node, expression, "its weight must be finite")
-        name, loss = _loss(node, expression)
+            raise _error(node, text, "its weight must be finite")
+        name, loss = _loss(node, text)
         key, number = name, 2
-        while key in terms:
+        while key in terms or hasattr(WeightedSum, key) or hasattr(nn.ModuleDict, key):
             key, number = f"{name}_{number}", number + 1
         terms[key] = (weight, loss)
     try:
@@ -294,7 +326,37 @@ def parse(expression: str, *, mixed: bool = False) -> WeightedSum:
         ) from None
 
 
-def _summands(node: ast.expr, sign: float, text: str) -> Iterator[tuple[float, ast.expr]]:
+class _Text(str):
+    """An expression, with a word for each name of user code, which Python could not read.
+
+    Attributes:
+        plain: the expression with these words.
+        codes: what each stands for.
+    """
+
+    plain: str
+    codes: dict[str, str]
+
+    def __new__(cls, expression: str) -> _Text:
+        made = super().__new__(cls, expression)
+        made.plain, made.codes, mark = expression, {}, "user_code_"
+        while mark in expression:
+            mark += "_"
+        for number, (start, end, code) in reversed(list(enumerate(references(expression)))):
+            word = f"{mark}{number}"
+            made.plain = f"{made.plain[:start]}{word}{made.plain[end:]}"
+            made.codes[word] = code
+        return made
+
+    def unparsed(self, node: ast.expr) -> str:
+        """A part of it as it was written."""
+        said = ast.unparse(node)
+        for word, code in self.codes.items():  # the highest number first
+            said = said.replace(word, code)
+        return said
+
+
+def _summands(node: ast.expr, sign: float, text: _Text) -> Iterator[tuple[float, ast.expr]]:
     """The terms of a sum with their weights, from left to right."""
     if isinstance(node, ast.BinOp) and isinstance(node.op, ast.Add | ast.Sub):
         yield from _summands(node.left, sign, text)
@@ -326,46 +388,71 @@ def _number(node: ast.expr) -> float | None:
     return float(node.value) if isinstance(node.value, int | float) else None
 
 
-def _loss(node: ast.expr, text: str) -> tuple[str, LossModule]:
+def _loss(node: ast.expr, text: _Text) -> tuple[str, LossModule | UserLoss]:
     call = node if isinstance(node, ast.Call) else None
     name = call.func if call else node
     if not isinstance(name, ast.Name):
         raise _error(node, text, "expected the name of a loss")
     known = names()
-    if name.id not in known:
+    written = text.codes.get(name.id, name.id)
+    if name.id not in known and name.id not in text.codes:
         word = _short(name.id.lower())
         near = ACRONYMS.get(word) or nearest(word, known)
         mend = f"did you mean {near!r}?" if near else f"known: {', '.join(sorted(known))}"
         raise ParseError(f"unknown loss {name.id!r} in {text!r}; {mend}")
     if call and call.args:
-        raise _error(call, text, f"options are keywords, as in {name.id}(gamma=2)")
+        raise _error(call, text, f"options are keywords, as in {written}(gamma=2)")
     options: dict[str, Any] = {}
     for keyword in call.keywords if call else ():
         if keyword.arg is None:
             raise _error(call or node, text, "options are keywords")
         options[keyword.arg] = _value(keyword.value, text)
+    if name.id in text.codes:
+        return _user_loss(written, options, text)
+    options = {key: _tensor(value) for key, value in options.items()}
     try:
         return name.id, known[name.id](**options)
     except (TypeError, ValueError) as error:
         raise ParseError(f"{error} (in {text!r})") from error
 
 
-def _value(node: ast.expr, text: str) -> Any:
+def _user_loss(code: str, options: dict[str, Any], text: _Text) -> tuple[str, UserLoss]:
+    for name, value in options.items():
+        numbers = value if isinstance(value, list | tuple) else [value]
+        if any(isinstance(x, float) and not math.isfinite(x) for x in numbers):
+            raise ParseError(f"{name} must be finite, got {value} (in {text!r})")
+    try:
+        loss = UserLoss(code, options)
+        str(loss)
+    except UserCodeError as error:
+        raise ParseError(f"{error} (in {text!r})") from error
+    except Exception as error:  # a class of the user's own may raise anything
+        kind = "" if isinstance(error, TypeError | ValueError) else f"{type(error).__name__}: "
+        said = " ".join(str(error).split())
+        raise ParseError(f"{kind}{said} (in {text!r})") from error
+    return loss.name, loss
+
+
+def _tensor(value: Any) -> Any:
+    if isinstance(value, list | tuple):
+        return torch.tensor(value, dtype=torch.get_default_dtype())
+    return value
+
+
+def _value(node: ast.expr, text: _Text) -> Any:
     try:
         value = ast.literal_eval(node)
     except (ValueError, TypeError, MemoryError, RecursionError) as error:
         raise _error(
             node, text, "a value must be a number, a word in quotes, True, False, None or a list"
         ) from error
-    if isinstance(value, list | tuple):
-        if not all(isinstance(x, int | float) for x in value):
-            raise _error(node, text, "a list must hold numbers")
-        return torch.tensor(value, dtype=torch.get_default_dtype())
+    if isinstance(value, list | tuple) and not all(isinstance(x, int | float) for x in value):
+        raise _error(node, text, "a list must hold numbers")
     return value
 
 
-def _error(node: ast.expr, text: str, message: str) -> ParseError:
-    return ParseError(f"cannot read {ast.unparse(node)!r} in the loss {text!r}: {message}")
+def _error(node: ast.expr, text: _Text, message: str) -> ParseError:
+    return ParseError(f"cannot read {text.unparsed(node)!r} in the loss {text!r}: {message}")
 
 
 def _check_criterion(owner: str, criterion: Any) -> None:

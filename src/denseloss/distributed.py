@@ -528,6 +528,18 @@ def _differ(counted: Sequence[Tensor], taken: Sequence[Tensor]) -> bool:
 # ---------------------------------------------------------------- what losses call
 
 
+@contextmanager
+def apart() -> Iterator[None]:
+    """Each mean inside is that of the caller's own elements, whatever is around it."""
+    global _parts
+    before, _parts = _parts, None
+    try:
+        with _on(None):
+            yield
+    finally:
+        _parts = before
+
+
 def alone() -> bool:
     """Whether a mean here is that of the caller's own elements, which nobody counts."""
     return _world is None and _parts is None

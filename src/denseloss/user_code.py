@@ -1,14 +1,18 @@
 """Code of the user's own, named as `file.py:name` or `package.module:name`."""
 
+import ast
 import hashlib
 import importlib
-import importlib.util
+import inspect
+import linecache
 import sys
+import tokenize
 import traceback
-from functools import cache
 from pathlib import Path
 from types import ModuleType
 from typing import Any
+
+_SOURCE = "__denseloss_source__"
 
 
 class UserCodeError(ValueError):
@@ -54,8 +58,8 @@ def module_of(text: str) -> ModuleType:
     Raises:
         UserCodeError: It is not there, or running it failed.
     """
-    place, _, name = text.rpartition(":")
-    if not place or not name.isidentifier():
+    place = text.rpartition(":")[0]
+    if not is_user_code(text):
         raise UserCodeError(f"{text} is no name of code; write file.py:name or package.module:name")
     return _from_file(_path(place)) if _is_file(place) else _from_path(place)
 
@@ -82,6 +86,73 @@ def _ours(frame: traceback.FrameSummary) -> bool:
     return Path(frame.filename).is_relative_to(Path(__file__).parent)
 
 
+def source_of(text: str) -> tuple[Path | None, str]:
+    """Return the file in which what a text names is written, and what the file holds.
+
+    Of a file that was named, what it held when it was imported. There is none of what is written
+    in C.
+
+    Raises:
+        UserCodeError: It is not there, or running it failed.
+    """
+    module, found = module_of(text), load(text)
+    if _SOURCE in vars(module):
+        return Path(str(module.__file__)), vars(module)[_SOURCE]
+    if inspect.isfunction(found) or inspect.isclass(found):
+        module = sys.modules.get(found.__module__, module)
+    try:
+        file = Path(inspect.getsourcefile(module) or "")
+        with tokenize.open(file) as opened:  # in the encoding that the file declares
+            return file.absolute(), opened.read()
+    except (OSError, TypeError, SyntaxError, UnicodeError):
+        return None, ""
+
+
+def definition(source: str, name: str) -> str:
+    """Return the lines of a file that define a name, all of them where that cannot be told."""
+    lines = source.splitlines()
+    for node in ast.parse(source).body:
+        if isinstance(node, ast.FunctionDef | ast.ClassDef):
+            names = [node.name]
+            first = min([node.lineno, *(each.lineno for each in node.decorator_list)])
+        elif isinstance(node, ast.Assign):
+            names = [each.id for each in node.targets if isinstance(each, ast.Name)]
+            first = node.lineno
+        else:
+            continue
+        if name in names:
+            return "\n".join(lines[first - 1 : node.end_lineno])
+    return source
+
+
+def place_of(error: BaseException, file: Path | None) -> str:
+    """Return where an exception was raised, `losses.py, line 12`: the last line that is in a file.
+
+    Args:
+        error: That was caught.
+        file: Whose line is wanted; the last line of all stands for it where none is in it.
+    """
+    lines = [
+        (frame.f_code.co_filename, number)
+        for frame, number in traceback.walk_tb(error.__traceback__)
+    ]
+    own = [line for line in lines if file is not None and line[0] == str(file)]
+    name, number = (own or lines or [("", 0)])[-1]
+    return f"{Path(name).name}, line {number}"
+
+
+def passes(error: BaseException, file: Path | None) -> bool:
+    """Whether an exception was raised in a file, or in what the file called."""
+    frames = (frame for frame, _ in traceback.walk_tb(error.__traceback__))
+    return any(frame.f_code.co_filename == str(file) for frame in frames)
+
+
+def look_in(folder: str) -> None:
+    """Find modules in a folder, too, after all other places."""
+    if folder not in sys.path:
+        sys.path.append(folder)
+
+
 def _is_file(place: str) -> bool:
     return place.endswith(".py")
 
@@ -91,7 +162,8 @@ def _is_module(place: str) -> bool:
 
 
 def _path(place: str) -> Path:
-    return Path(place).expanduser().absolute()
+    path = Path(place).expanduser().absolute()
+    return path.resolve() if ".." in path.parts else path
 
 
 def _is_own(value: Any, key: str, module: ModuleType) -> bool:
@@ -99,31 +171,51 @@ def _is_own(value: Any, key: str, module: ModuleType) -> bool:
 
 
 def _from_path(name: str) -> ModuleType:
-    if "" not in sys.path and str(Path.cwd()) not in sys.path:
+    if "" not in sys.path:
         # A command that pip installed does not look where it was started; python -m does.
-        sys.path.append(str(Path.cwd()))
+        look_in(str(Path.cwd()))
     try:
         return importlib.import_module(name)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise UserCodeError(f"{name} cannot be imported: {_said(error)}") from error
 
 
-@cache
+_loaded: dict[Path, ModuleType] = {}
+
+
 def _from_file(file: Path) -> ModuleType:
+    """Import a file, anew where it was edited since."""
     if not file.is_file():
         raise UserCodeError(f"there is no file {file}")
-    digest = hashlib.blake2b(str(file).encode(), digest_size=4).hexdigest()
-    name = f"denseloss_user_{file.stem}_{digest}"
-    spec = importlib.util.spec_from_file_location(name, file)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module
     try:
-        spec.loader.exec_module(module)
-    except Exception as error:
-        del sys.modules[name]
+        # Read here, and not by Python's loader, which would take a compiled file that is as old and
+        # as long; what ran is then known for certain.
+        with tokenize.open(file) as opened:  # in the encoding that the file declares
+            source = opened.read()
+        module = _loaded.get(file)
+        if module is None or vars(module)[_SOURCE] != source:
+            module = _run(file, source)
+    except (Exception, SystemExit) as error:
         raise UserCodeError(f"{file} cannot be imported: {_said(error)}") from error
+    _loaded[file] = module
+    return module
+
+
+def _run(file: Path, source: str) -> ModuleType:
+    digest = hashlib.blake2b(str(file).encode(), digest_size=4).hexdigest()
+    module = ModuleType(f"denseloss_user_{file.stem}_{digest}")
+    vars(module).update({"__file__": str(file), _SOURCE: source})
+    before = sys.modules.get(module.__name__)
+    sys.modules[module.__name__] = module
+    linecache.checkcache(str(file))
+    look_in(str(file.parent))  # for what it imports from beside it
+    try:
+        exec(compile(source, str(file), "exec"), vars(module))
+    except BaseException:
+        del sys.modules[module.__name__]
+        if before is not None:
+            sys.modules[module.__name__] = before
+        raise
     return module
 
 

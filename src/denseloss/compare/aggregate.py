@@ -5,7 +5,6 @@ import math
 import tomllib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,14 +15,15 @@ from denseloss.compare.artifacts import known_costs
 from denseloss.compare.caveats import of_results
 from denseloss.compare.folder import ComparisonFolder
 from denseloss.compare.plan import ComparePlan, Trial
-from denseloss.compare.results import Comparison, Failure, LossResults, Results
-from denseloss.compare.trials import Progress, TrialFolder, loss_slug, progress_of
+from denseloss.compare.results import Comparison, Failure, LossResults, Results, Source
+from denseloss.compare.trials import Progress, TrialFolder, loss_slug, progress_of, read_measured
+from denseloss.compose import references, short_names
 from denseloss.data.errors import InputError
-from denseloss.data.files import load_arrays
 from denseloss.explain.cost import Cost
 from denseloss.report.numbers import Estimate
 from denseloss.report.sections import Section
 from denseloss.tasks import Evidence, LossEvidence, Metric, Pooling, Scored, Task
+from denseloss.train.own_code import copies
 
 _NEARLY = 0.95
 
@@ -44,11 +44,14 @@ class LossTrials:
     """All that the folders say of one loss, at its learning rate.
 
     Attributes:
+        loss: What it is called.
+        expression: With the whole paths of code of the user's own.
         trials: The finished ones, by seed.
         failures: Of all learning rates.
     """
 
     loss: str
+    expression: str
     reason: str
     lr: float
     searched: Mapping[float, float]
@@ -133,6 +136,7 @@ def find(folder: ComparisonFolder) -> ComparisonData:
     if config is None:
         raise InputError(f"{folder.path}: holds no comparison")
     plan = folder.plan(config)
+    folder.check_told(config)
     progress = progress_of(folder.path, plan)
     losses = tuple(
         _loss_trials(folder, progress, candidate.loss, candidate.reason)
@@ -162,7 +166,6 @@ def _loss_trials(
 ) -> LossTrials:
     # While a search is open, what is best so far is shown.
     chosen = progress.best(loss)
-    task = progress.plan.task
     finished, failures = [], []
     for trial in (*progress.search(loss), *progress.rest(loss)):
         files = TrialFolder(folder.path, trial)
@@ -176,8 +179,8 @@ def _loss_trials(
                 finished.append(
                     TrialResult(
                         trial,
-                        _measured(task, files.held_out_file),
-                        _measured(task, files.validation_file),
+                        read_measured(progress.plan.common, files.held_out_file),
+                        read_measured(progress.plan.common, files.validation_file),
                         files.rows(),
                         files.summary(),
                     )
@@ -186,20 +189,14 @@ def _loss_trials(
                 line = f"its files cannot be read: {' '.join(str(error).split())}"
                 failures.append(Failure(seed=trial.seed, lr=trial.lr, error=line, log=log))
     return LossTrials(
-        loss=loss,
+        loss=progress.plan.names[loss],
+        expression=loss,
         reason=reason,
         lr=math.nan if chosen is None else chosen,
         searched=progress.searched(loss),
         trials=tuple(sorted(finished, key=lambda one: one.trial.seed)),
         failures=tuple(failures),
     )
-
-
-def _measured(task: Task, file: Path) -> Any:
-    try:
-        return task.from_arrays(load_arrays(file))
-    except ValueError as error:
-        raise ValueError(f"{file.name}: {error}") from error
 
 
 def _alike(losses: Sequence[LossTrials], task: Task) -> tuple[LossTrials, ...]:
@@ -252,7 +249,7 @@ def aggregate(found: ComparisonData) -> tuple[Results, Iterable[Section]]:
     }
     costs = known_costs(found.folder)
     losses = tuple(
-        _loss_results(found, one, comparisons, costs.get(one.loss), detail)
+        _loss_results(found, one, comparisons, costs.get(one.expression), detail)
         for one, detail in zip(found.losses, details, strict=True)
     )
     main = comparisons[metrics[0].key, _pooling(plan)]
@@ -283,6 +280,7 @@ def aggregate(found: ComparisonData) -> tuple[Results, Iterable[Section]]:
             )
         ),
         settings=_shared_settings(plan),
+        sources=tuple(_sources(found)),
         commands=(found.config["run"]["command"], f"denseloss report {found.folder.path}"),
         versions={
             k: str(v) for k, v in found.config["run"].items() if k not in ("command", "format")
@@ -349,7 +347,7 @@ def _loss_results(
     return LossResults(
         loss=one.loss,
         reason=one.reason,
-        notes=_notes(found, one.loss),
+        notes=_notes(found, one.expression),
         lr=one.lr,
         searched=one.searched,
         at_edge=len(tried) > 1 and one.lr in (tried[0], tried[-1]),
@@ -393,7 +391,7 @@ def _steps_to(rows: Sequence[Mapping[str, float]], metric: Metric) -> int | None
 
 def _others(found: ComparisonData) -> list[str]:
     """Return the losses of finished trials that are not in this comparison."""
-    mine = {loss_slug(one.loss) for one in found.losses}
+    mine = {loss_slug(one.expression) for one in found.losses}
     others = set()
     for file in found.folder.trials.glob("*/*/held_out.npz"):
         if file.parent.parent.name in mine or ".broken" in file.parent.name:
@@ -401,7 +399,27 @@ def _others(found: ComparisonData) -> list[str]:
         with contextlib.suppress(OSError, ValueError, KeyError, InputError):
             config = tomllib.loads((file.parent / "config.toml").read_text(encoding="utf-8"))
             others.add(str(config["settings"]["loss"]))
-    return sorted(others)
+    return sorted(short_names(sorted(others)))
+
+
+def _sources(found: ComparisonData) -> Iterator[Source]:
+    """Yield the code of the user's own in the losses, as it was when they were trained."""
+    code = found.config.get("code", {})
+    places = copies(code, found.folder.code)
+    said = [
+        name for one in found.losses for _, _, name in references(one.expression) if name in code
+    ]
+    used: dict[str, list[tuple[str, str]]] = {}
+    for name, short in zip(said, short_names(said), strict=True):
+        used.setdefault(code[name]["file"], []).append((name.rpartition(":")[2], short))
+    for path, names in used.items():
+        with contextlib.suppress(OSError):  # the copy was removed
+            yield Source(
+                names=tuple(dict.fromkeys(name for name, _ in names)),
+                short=tuple(dict.fromkeys(short for _, short in names)),
+                copy=str(places[path].relative_to(found.folder.path)),
+                text=places[path].read_text(encoding="utf-8"),
+            )
 
 
 def _shared_settings(plan: ComparePlan) -> dict[str, Any]:

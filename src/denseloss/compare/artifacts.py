@@ -40,9 +40,12 @@ def make_artifacts(
     finished = Finished(
         folder=folder.path,
         data=data,
-        losses={loss: plan.task.criterion(compose.parse(loss, mixed=True), data) for loss in alive},
+        losses={
+            plan.names[loss]: plan.task.criterion(compose.parse(loss, mixed=True), data)
+            for loss in alive
+        },
         baseline=None if first is None else baseline,
-        predicted_by="" if first is None else f"{first.loss}, seed {first.seed}",
+        predicted_by="" if first is None else f"{plan.names[first.loss]}, seed {first.seed}",
         keep=keep,
     )
     yield from plan.task.keep_artifacts(finished)
@@ -85,7 +88,7 @@ def time_losses(folder: ComparisonFolder, plan: ComparePlan, data: Data) -> Iter
             except (RuntimeError, TypeError, ValueError, MemoryError) as error:
                 # A report without this number is better than none.
                 what = " ".join(str(error).split())[:200]
-                yield f"note: the cost of {loss} could not be measured: {what}"
+                yield f"note: the cost of {plan.names[loss]} could not be measured: {what}"
     finally:
         torch.set_num_threads(threads)
     costs = {loss: asdict(cost) for loss, cost in known.items()}

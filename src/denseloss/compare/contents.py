@@ -5,9 +5,12 @@ from dataclasses import replace
 
 from denseloss.compare import figures, text
 from denseloss.compare import score_tables as tables
-from denseloss.compare.results import Results
+from denseloss.compare.results import Results, Source
 from denseloss.report.sections import Choice, Figure, Item, Report, Section, Table, drawn
 from denseloss.tasks.scores import Metric, Pooling
+from denseloss.user_code import definition
+
+_MOST_LINES = 100
 
 
 def contents(results: Results, of_task: Iterable[Section]) -> Report:
@@ -28,6 +31,7 @@ def contents(results: Results, of_task: Iterable[Section]) -> Report:
         _one_table("Cost", tables.cost(results)),
         *(section for section in of_task if section.galleries),
         _one_table("Failures", tables.failures(results)),
+        _code(results),
         _how(results),
         _repeat(results),
     )
@@ -178,6 +182,31 @@ def _parts(results: Results) -> Section | None:
 
 def _one_table(title: str, table: Table | None) -> Section | None:
     return None if table is None else Section(title=title, anchor=title.lower(), tables=(table,))
+
+
+def _code(results: Results) -> Section | None:
+    """What the losses of the user's own compute."""
+    parts = tuple(
+        Section(title=", ".join(source.short), code=(shown,), language="python")
+        for source in results.sources
+        for shown in _shown(source)
+    )
+    if not parts:
+        return None
+    copies = ", ".join(f"`{source.copy}`" for source in results.sources)
+    return Section(
+        title="Losses of your own",
+        anchor="code",
+        text=(f"As they were when they were trained. Copies of the whole files: {copies}.",),
+        parts=parts,
+    )
+
+
+def _shown(source: Source) -> Iterable[str]:
+    """The whole file where it is short, otherwise what is used of it."""
+    if len(source.text.splitlines()) <= _MOST_LINES:
+        return [source.text.strip()]
+    return [definition(source.text, name) for name in source.names]
 
 
 def _how(results: Results) -> Section:

@@ -36,6 +36,7 @@ class Display:
         self.root = root
         self.slots = slots
         self.steps = progress.plan.common.steps
+        self.names = progress.plan.names
         self.score_name = progress.plan.task.metrics[0].name
         self.started: dict[Trial, float] = {}
         self.seconds: list[float] = []
@@ -61,7 +62,7 @@ class Display:
         seconds = time.monotonic() - self.started.pop(trial)
         done, total = self.progress.done, self.progress.total
         number = f"[{done:{len(str(total))}}/{total}]"
-        line = f"{number} {trial.loss}  seed {trial.seed}  lr {trial.lr:g}  "
+        line = f"{number} {self.names[trial.loss]}  seed {trial.seed}  lr {trial.lr:g}  "
         if failed is not None:
             line += f"FAILED: {failed.error}"
         else:
@@ -70,7 +71,7 @@ class Display:
             score = self.progress.scores[trial]
             line += f"val {self.score_name} {score:.4f}  {duration(seconds)}"
             line += f"  about {duration(left)} left" if left and done < total else ""
-        self.console.print(line, highlight=False, markup=False, soft_wrap=True)
+        self.console.print(line, highlight=False, markup=False, emoji=False, soft_wrap=True)
 
     def tick(self) -> None:
         """Redraw the table, now and then."""
@@ -101,7 +102,7 @@ class Display:
         score = f"val {self.score_name}"
         losses = Table("loss", "learning rates", "seeds", score, box=None, pad_edge=False)
         for loss in self.progress.plan.losses:
-            losses.add_row(_shortened(loss, 44), *self._loss_cells(loss))
+            losses.add_row(_shortened(self.names[loss], 44), *self._loss_cells(loss))
         running = Table("running", "", "", "step", "", score, "", box=None, pad_edge=False)
         for trial in sorted(self.started, key=self.started.__getitem__):
             running.add_row(*self._running_cells(trial))
@@ -131,7 +132,7 @@ class Display:
         row = self._latest(trial)
         step, score = int(row.get("step", 0)), row.get("score", math.nan)
         return (
-            _shortened(trial.loss, 34),
+            _shortened(self.names[trial.loss], 34),
             f"seed {trial.seed}",
             f"lr {trial.lr:g}",
             f"{step}/{self.steps}",

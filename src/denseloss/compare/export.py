@@ -1,7 +1,5 @@
 """The results as files, for whoever wants to judge them anew."""
 
-import csv
-import io
 import itertools
 import json
 import math
@@ -11,7 +9,7 @@ from typing import Any
 
 from denseloss.compare.aggregate import ComparisonData, TrialResult
 from denseloss.compare.results import LossResults, Results
-from denseloss.data.files import write_whole
+from denseloss.data.files import csv_text, write_whole
 
 _WHOLE = "(whole)"
 _KEYS = (
@@ -30,10 +28,10 @@ def write_tables(found: ComparisonData, results: Results) -> None:
     """
     folder, part = found.folder, found.task.part or "part"
     header = ("loss", "seed", "lr", "metric", "pooling", part, "value")
-    write_whole(folder.table_file, _csv(header, _score_rows(found)))
+    write_whole(folder.table_file, csv_text(itertools.chain((header,), _score_rows(found))))
     keys = [metric.key for metric in found.plan.metrics]
-    images = _csv(("loss", "seed", "image", part, *keys), _image_rows(found))
-    write_whole(folder.path / "images.csv", images)
+    images = itertools.chain((("loss", "seed", "image", part, *keys),), _image_rows(found))
+    write_whole(folder.path / "images.csv", csv_text(images))
     write_whole(folder.lines_file, "".join(f"{_loss_line(loss)}\n" for loss in results.losses))
 
 
@@ -64,12 +62,6 @@ def _trials(found: ComparisonData) -> Iterator[tuple[str, TrialResult]]:
     for loss in found.losses:
         for one in loss.trials:
             yield loss.loss, one
-
-
-def _csv(header: tuple[str, ...], rows: Iterator[tuple[Any, ...]]) -> str:
-    text = io.StringIO()
-    csv.writer(text, lineterminator="\n").writerows(itertools.chain((header,), rows))
-    return text.getvalue()
 
 
 def _loss_line(loss: LossResults) -> str:

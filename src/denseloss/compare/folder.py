@@ -3,21 +3,31 @@
 import contextlib
 import hashlib
 import pickle
-import tomllib
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
-
-from filelock import FileLock, Timeout
 
 from denseloss.compare.plan import ComparePlan
 from denseloss.data.errors import InputError
 from denseloss.data.files import write_whole, writing_whole
 from denseloss.tasks import Data
-from denseloss.train.folder import difference, refuse_other_formats, to_toml
+from denseloss.train.folder import (
+    bound,
+    difference,
+    read_tables,
+    refuse_other_formats,
+    to_toml,
+)
+from denseloss.train.lock import only_writer
+from denseloss.train.own_code import changed as edited
+from denseloss.train.plan import typed
 
 # What may change about the data: where it lies, and what is compared by another rule.
 _NOT_BINDING = ("name", "found", "lines", "files")
+_TABLES = ("asked", "reasons", "common", "where", "data", "notes", "context", "run")
+_MEND = "mend it, or choose another --out; the trials beside it are untouched"
+# What the report says of the data.
+_TOLD = {"name": str, "lines": list, "train": int, "val": int, "test": int, "split": str}
 
 
 class ComparisonFolder:
@@ -31,6 +41,7 @@ class ComparisonFolder:
         self.path = path
         self.config_file = path / "compare.toml"
         self.trials = path / "trials"
+        self.code = path / "code"
         self.costs_file = path / "costs.json"
         self.data_file = path / "data.pickle"
         self.report_file = path / "report.html"
@@ -47,13 +58,7 @@ class ComparisonFolder:
         if path.exists() and not path.is_dir():
             raise InputError(f"{path}: is a file; choose another --out")
         if self.config_file.exists():
-            try:
-                config = tomllib.loads(self.config_file.read_text(encoding="utf-8"))
-            except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-                raise InputError(
-                    f"{self.config_file}: cannot be read ({error}); mend it, or choose another "
-                    "--out; the trials beside it are untouched"
-                ) from None
+            config = read_tables(self.config_file, _TABLES, way_out=_MEND)
             refuse_other_formats(path, config)
             return config
         # What a killed process was about to write is nobody's.
@@ -77,6 +82,8 @@ class ComparisonFolder:
         before = self.config()
         if before is not None:
             changed = difference(_binding(before), _binding(config))
+            if changed is None:
+                changed = edited(before.get("code", {}), config.get("code", {}))
             if changed is None and before.get("data", {}).get("files") != config["data"]["files"]:
                 changed = "images or masks were added, removed, renamed or changed since it began"
             if changed is not None:
@@ -92,12 +99,33 @@ class ComparisonFolder:
         Raises:
             InputError: It holds none.
         """
+        with self._expected():
+            plan = ComparePlan.from_tables(config)
+            if plan.metric not in [metric.key for metric in plan.task.metrics]:
+                raise TypeError(f"{plan.task.name} has no metric {plan.metric!r}")
+            if plan.pooling not in ("image", "pooled"):
+                raise TypeError(f"pooling is {plan.pooling!r}, and must be 'image' or 'pooled'")
+            return plan
+
+    def check_told(self, config: Mapping[str, Any]) -> None:
+        """Refuse a configuration that lacks what the report tells besides the plan.
+
+        Raises:
+            InputError: With what it lacks.
+        """
+        with self._expected():
+            for key, kind in _TOLD.items():
+                typed(config["data"], key, kind)
+            typed(config["run"], "command", str)
+
+    @contextlib.contextmanager
+    def _expected(self) -> Iterator[None]:
         try:
-            return ComparePlan.from_tables(config)
-        except (KeyError, TypeError, IndexError) as error:
+            yield
+        except (KeyError, TypeError) as error:
+            what = f"{error} is missing" if isinstance(error, KeyError) else error
             raise InputError(
-                f"{self.config_file}: is not what denseloss compare writes ({error}); mend it, or "
-                "choose another --out; the trials beside it are untouched"
+                f"{self.config_file}: is not what denseloss compare writes ({what}); {_MEND}"
             ) from None
 
     def write_data(self, data: Data) -> str:
@@ -133,37 +161,27 @@ class ComparisonFolder:
         return data
 
     @contextlib.contextmanager
-    def locked(self) -> Iterator[None]:
+    def locked(self, *, say: Callable[[str], None] | None = None) -> Iterator[None]:
         """Keep other processes from working in the folder.
+
+        Args:
+            say: Told that it has to wait.
 
         Raises:
             InputError: One does already, or the folder cannot be made.
         """
-        if self.path.exists() and not self.path.is_dir():
-            raise InputError(f"{self.path}: is a file; choose another --out")
-        self._writing(lambda: self.path.mkdir(parents=True, exist_ok=True))
-        lock = FileLock(self._lock_file)
-        try:
-            self._writing(lambda: lock.acquire(timeout=0))
-        except Timeout:
-            raise InputError(
-                f"{self.path}: another denseloss compare works in this folder; wait for it, or "
-                "choose another --out"
-            ) from None
-        try:
+        with only_writer(
+            self.path,
+            doing="compares here",
+            way_out="it makes the report when it ends; wait for it, or stop it: denseloss report "
+            "then shows what is finished, and the same denseloss compare goes on",
+            say=say,
+        ):
             yield
-        finally:
-            lock.release()
-
-    @property
-    def _lock_file(self) -> Path:
-        return self.path / ".lock"
 
     def _writing(self, action: Any) -> None:
         try:
             action()
-        except Timeout:
-            raise
         except OSError as error:
             raise InputError(
                 f"{self.path}: cannot be written ({error.strerror or error}); choose another --out"
@@ -174,6 +192,6 @@ def _binding(config: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
     """Return what must be the same for all trials, or they are of different things."""
     data = config.get("data", {})
     return {
-        "common": config.get("common", {}),
+        "common": bound(config.get("common", {})),
         "data": {key: value for key, value in data.items() if key not in _NOT_BINDING},
     }

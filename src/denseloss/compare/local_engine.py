@@ -125,7 +125,10 @@ class LocalEngine:
         at_once = f"{self._slots} process{'es' * (self._slots > 1)} at a time"
         if self._gpus:
             return f"this machine, {at_once} on {len(self._gpus)} GPU{'s' * (len(self._gpus) > 1)}"
-        return f"this machine, {at_once}{', on its GPU' if self._alone else ', one thread each'}"
+        few = f" on {cores()} cores" if self._slots > cores() else ""
+        return (
+            f"this machine, {at_once}{', on its GPU' if self._alone else f', one thread each{few}'}"
+        )
 
     @property
     def slots(self) -> int:

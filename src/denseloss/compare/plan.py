@@ -5,13 +5,19 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from denseloss.compare.settings import CompareSettings
+from denseloss.compose import short_names
 from denseloss.data.errors import InputError
 from denseloss.tasks import Candidate, Metric, Pooling, Task, named
-from denseloss.train.plan import TrainPlan
+from denseloss.train.plan import TrainPlan, typed
 
 # Neighbouring learning rates are this factor apart: three of them span a decade.
 LR_FACTOR = 10**0.5
 
+# What `compare.toml` has of what was asked.
+_ASKED: Mapping[str, Any] = {
+    "losses": list, "seeds": int, "rates": list, "lr_seeds": int, "budget": str, "metric": str,
+    "pooling": str, "effect": float, "level": float,
+}  # fmt: skip
 # What one trial has and another has not.
 _OWN = ("loss", "seed", "lr")
 
@@ -58,6 +64,11 @@ class ComparePlan:
     def losses(self) -> tuple[str, ...]:
         """The expressions."""
         return tuple(candidate.loss for candidate in self.candidates)
+
+    @property
+    def names(self) -> dict[str, str]:
+        """What people read in place of each expression: code of their own without its path."""
+        return dict(zip(self.losses, short_names(self.losses), strict=True))
 
     @property
     def trials(self) -> int:
@@ -112,6 +123,13 @@ class ComparePlan:
             TypeError: A value is another thing.
         """
         asked, reasons = tables["asked"], tables.get("reasons", {})
+        for key, kind in _ASKED.items():
+            typed(asked, key, kind)
+        for key, kind in (("losses", str), ("rates", float)):
+            if not asked[key]:
+                raise TypeError(f"{key} is empty")
+            for one in asked[key]:
+                typed({key: one}, key, kind)
         common = dict(tables["common"])
         own = {"loss": asked["losses"][0], "seed": 0, "lr": common.pop("base_lr")}
         return cls(

@@ -77,11 +77,29 @@ class Failure:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Source:
+    """Code of the user's own in the losses.
+
+    Attributes:
+        names: What of a file the losses use.
+        short: The same as it is written in the losses.
+        copy: Path of the file's copy, relative to the comparison's folder.
+        text: What it held when the losses were trained.
+    """
+
+    names: tuple[str, ...]
+    short: tuple[str, ...]
+    copy: str
+    text: str
+
+
+@dataclass(frozen=True, kw_only=True)
 class LossResults:
     """All that is known of one loss.
 
     Attributes:
-        loss: The expression, which is its name in the report.
+        loss: The expression, which is its name in the report; code of the user's own is without
+            its path.
         reason: Why `--loss auto` proposed it; empty if the user named it.
         notes: What it is taken as on this task, in plain words.
         lr: The learning rate that was chosen; NaN where every trial failed.
@@ -139,6 +157,7 @@ class Results:
         verdict: In words, a sentence per loss, after one that sums up.
         warnings: What weakens the conclusions, in plain words.
         settings: What all trials had in common: name and value, to be shown.
+        sources: Code of the user's own in the losses.
         commands: To repeat it, a line each.
         versions: Name and version of what it ran on.
     """
@@ -158,6 +177,7 @@ class Results:
     verdict: tuple[str, ...]
     warnings: tuple[str, ...]
     settings: Mapping[str, Any]
+    sources: tuple[Source, ...] = ()
     commands: tuple[str, ...]
     versions: Mapping[str, str]
 

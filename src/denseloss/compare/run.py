@@ -8,7 +8,7 @@ import sys
 import tempfile
 import time
 import tomllib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, fields, replace
 from importlib.metadata import version
@@ -44,6 +44,7 @@ from denseloss.report.numbers import duration
 from denseloss.tasks import Candidate, Data, Split, Task, asked
 from denseloss.train.errors import InterruptedRunError
 from denseloss.train.folder import FORMAT, to_toml
+from denseloss.train.own_code import keep, look_at, record
 from denseloss.train.plan import TrainPlan, accelerator_here, default_size, options_of
 from denseloss.train.plan import plan_of as train_plan_of
 from denseloss.train.run import facts, opened, step_times, try_plan
@@ -94,13 +95,15 @@ def compare(settings: CompareSettings, *, console: Console | None = None) -> Com
     console = console or Console(quiet=True)
     say = _speaker(console)
     folder = ComparisonFolder(settings.out or default_out(settings))
-    with folder.locked(), _stoppable(folder), _writable(folder):
+    with _stoppable(folder), folder.locked(say=say), _writable(folder):
         before = folder.config()
         data = _open(settings, task, console)
-        candidates = _candidates(settings, task, data)
+        candidates, looked = _candidates(settings, task, data)
         engine = _engine(settings, before, folder)
         try:
-            common = _common(settings, task, task_name, data, engine, folder, before, candidates)
+            common = _common(
+                settings, task, task_name, data, engine, folder, before, candidates, say
+            )
             plan = plan_of(settings, common, candidates, metric)
             for note in try_plan(common, data):
                 say(note)
@@ -113,8 +116,13 @@ def compare(settings: CompareSettings, *, console: Console | None = None) -> Com
                     steps = _steps_in_budget(plan, engine, folder, data, context, every)
                 common = plan.common.with_steps(steps, images=images, every=every)
                 plan = replace(plan, common=common)
-            folder.write_config(_config(plan, settings, task, data, context))
-            for line in (*_plan_lines(plan, engine, data), *_caveats(plan, data)):
+            code = {**({} if before is None else before.get("code", {})), **record(plan.losses)}
+            notes = {loss: (*_notes(plan, loss, data), *looked[loss]) for loss in plan.losses}
+            folder.write_config(
+                {**_config(plan, settings, task, data, context, notes), "code": code}
+            )
+            keep(plan.losses, code, folder.code)
+            for line in (*_plan_lines(plan, engine, notes), *_caveats(plan, data)):
                 say(line)
             say(f"out: {folder.path}")
             progress = _progress(folder, plan, settings, say)
@@ -164,7 +172,7 @@ def _absolute(data: str) -> str:
 
 def _speaker(console: Console) -> Callable[[str], None]:
     def say(line: str) -> None:
-        console.print(line, highlight=False, markup=False, soft_wrap=True)
+        console.print(line, highlight=False, markup=False, emoji=False, soft_wrap=True)
 
     return say
 
@@ -187,8 +195,15 @@ def _open(settings: CompareSettings, task: Task, console: Console) -> Data:
     return data
 
 
-def _candidates(settings: CompareSettings, task: Task, data: Data) -> list[Candidate]:
-    """Return the losses as they are written in the report; refuse those that cannot be trained."""
+def _candidates(
+    settings: CompareSettings, task: Task, data: Data
+) -> tuple[list[Candidate], dict[str, tuple[str, ...]]]:
+    """Return the losses with their whole text, and what is odd about those of the user's own.
+
+    Raises:
+        InputError: One cannot be trained.
+    """
+    looked: dict[str, tuple[str, ...]] = {}
     found: list[Candidate] = []
     for text in settings.loss:
         if text.strip() == _AUTO:
@@ -201,8 +216,9 @@ def _candidates(settings: CompareSettings, task: Task, data: Data) -> list[Candi
     unique: dict[str, Candidate] = {}
     for candidate in found:
         weighted_sum = compose.parse(candidate.loss, mixed=True)
-        _try(task, data, weighted_sum, candidate, settings)
         loss = str(weighted_sum)
+        looked[loss] = look_at(loss, task, data, settings)
+        _try(task, data, weighted_sum, candidate, settings)
         if loss in unique and not candidate.reason and not unique[loss].reason:
             raise InputError(f"--loss {candidate.loss}: is given twice; leave one out")
         # A loss that is both named and proposed keeps the reason, and the earlier place.
@@ -213,7 +229,7 @@ def _candidates(settings: CompareSettings, task: Task, data: Data) -> list[Candi
             f"--loss {settings.loss[0]}: there is nothing to compare it with; give a second "
             "--loss, or --loss auto"
         )
-    return [*unique.values()]
+    return [*unique.values()], looked
 
 
 def _try(
@@ -229,7 +245,12 @@ def _try(
         data,
         criterion,
         batch_size=2,
-        size=_EXAMPLE_SIDE,
+        # Code of the user's own may need as much as it will get.
+        size=(
+            settings.size or default_size(task, data)
+            if compose.user_losses(weighted_sum)
+            else _EXAMPLE_SIDE
+        ),
         model=settings.model or task.defaults.model,
         options=options_of(task, settings),
     )
@@ -249,6 +270,7 @@ def _common(
     folder: ComparisonFolder,
     before: dict[str, Any] | None,
     candidates: Sequence[Candidate],
+    say: Callable[[str], None] = lambda _: None,
 ) -> TrainPlan:
     """Decide all that the trials have in common, once: a comparison that goes on keeps it."""
     known = None if before is None else folder.plan(before).common
@@ -279,6 +301,7 @@ def _common(
         clock=lambda plan: step_times(plan, data),
         known=known,
         elsewhere=settings.engine == "ray",
+        say=say,
     )
 
 
@@ -350,6 +373,7 @@ def _config(
     task: Task,
     data: Data,
     context: dict[str, Any],
+    notes: Mapping[str, Sequence[str]],
 ) -> dict[str, dict[str, Any]]:
     config = {
         **plan.to_tables(),
@@ -363,7 +387,7 @@ def _config(
             "lines": data.describe(),
             "files": task.digest(data),
         },
-        "notes": {loss: list(notes) for loss in plan.losses if (notes := _notes(plan, loss, data))},
+        "notes": {loss: list(said) for loss, said in notes.items() if said},
         "context": context,
         "run": {
             "format": FORMAT,
@@ -380,11 +404,14 @@ def _config(
     return tomllib.loads(to_toml(config))
 
 
-def _plan_lines(plan: ComparePlan, engine: Engine, data: Data) -> Iterator[str]:
+def _plan_lines(
+    plan: ComparePlan, engine: Engine, notes: Mapping[str, Sequence[str]]
+) -> Iterator[str]:
     yield f"losses: {len(plan.candidates)}, the first is the baseline"
     for candidate in plan.candidates:
-        yield f"  {candidate.loss}" + (f"  ({candidate.reason})" if candidate.reason else "")
-        yield from (f"    {note}" for note in _notes(plan, candidate.loss, data))
+        reason = f"  ({candidate.reason})" if candidate.reason else ""
+        yield f"  {plan.names[candidate.loss]}{reason}"
+        yield from (f"    {note}" for note in notes[candidate.loss])
     tried = ", ".join(f"{rate:g}" for rate in plan.rates)
     first = "the first seed" if plan.lr_seeds == 1 else f"{plan.lr_seeds} seeds"
     of_rates = (
@@ -449,6 +476,8 @@ def _job_of(
             data=digest,
             context=context,
             keep=_SHOWN_IMAGES,
+            code=record([trial.loss]),
+            cwd=str(Path.cwd()),
         )
 
     return job
@@ -538,6 +567,8 @@ def _writable(folder: ComparisonFolder) -> Iterator[None]:
     """Say in one line that the folder cannot be written any more."""
     try:
         yield
+    except BrokenPipeError:  # of the screen
+        raise
     except OSError as error:
         raise InputError(
             f"{folder.path}: {error.strerror or error}"

@@ -9,14 +9,18 @@ from denseloss.data.errors import InputError
 from denseloss.train.settings import (
     TrialSettings,
     check_trial,
+    counts,
     data_name,
-    not_negative,
     one_of,
     positive,
+    processes,
+    seeds,
 )
 
 EngineName = Literal["local", "ray"]
 
+_MOST_SEEDS = 1000
+_MOST_RATES = 100
 _UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 
 
@@ -29,8 +33,8 @@ class CompareSettings(TrialSettings):
     be added to one that is finished.
 
     Attributes:
-        loss: Weighted sum of losses; give it several times, the baseline first. auto proposes
-            losses for the data, each with its reason.
+        loss: Weighted sum of losses, of which file.py:name is one of your own; give it several
+            times, the baseline first. auto proposes losses for the data, each with its reason.
         out: The comparison's folder; by default runs/compare-DATA.
         seeds: Networks to train with each loss.
         lr: How many learning rates every loss tries, the default in the middle; the best on
@@ -88,8 +92,11 @@ def check_compare(settings: CompareSettings) -> None:
         count = getattr(settings, name)
         if count is not None and count < 1:
             raise InputError(f"--{name.replace('_', '-')} {count}: must be 1 or larger")
+    counts(settings, "seeds", "lr_seeds", most=_MOST_SEEDS)
+    counts(settings, "lr", most=_MOST_RATES)
+    processes(settings, "jobs", "workers")
     positive(settings, "base_lr", "effect")
-    not_negative(settings, "split_seed", "workers")
+    seeds(settings, "split_seed")
     one_of(settings, "steps", "epochs", "budget")
     if settings.budget is not None and seconds(settings.budget) <= 0:
         raise InputError("--budget: must be longer than nothing, such as 30m")

@@ -10,9 +10,13 @@ from pathlib import Path
 from typing import Any, Literal
 
 from denseloss.compare.plan import ComparePlan, Trial
+from denseloss.compose import folder_name
 from denseloss.data.files import load_arrays, write_whole
+from denseloss.tasks import named
 from denseloss.train.folder import RunFolder
-from denseloss.train.records import goodness
+from denseloss.train.lock import is_of_a_lock
+from denseloss.train.plan import TrainPlan, plan_in
+from denseloss.train.records import COLUMNS, goodness
 from denseloss.train.settings import slug
 
 State = Literal["new", "finished", "failed"]
@@ -28,7 +32,7 @@ def trial_name(trial: Trial) -> str:
 def loss_slug(loss: str) -> str:
     """Return a loss as a folder's name; long ones are cut, and none is mistaken for another."""
     digest = hashlib.blake2b(loss.encode(), digest_size=3).hexdigest()
-    return f"{slug(loss)[:_SLUG].rstrip('-.')}-{digest}"
+    return f"{slug(folder_name(loss))[:_SLUG].rstrip('-.')}-{digest}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,10 +99,15 @@ class TrialFolder:
         Raises:
             ValueError: It cannot be read.
         """
-        found = json.loads(self.run.summary_file.read_text(encoding="utf-8"))
-        if not isinstance(found, dict) or "best" not in found:
-            raise ValueError(f"{self.run.summary_file}: is no summary of a run")
-        return found
+        found: Any = json.loads(self.run.summary_file.read_text(encoding="utf-8"))
+        best = found.get("best") if isinstance(found, dict) else None
+        if (
+            not isinstance(best, dict)
+            or not isinstance(best.get("score"), int | float | None)
+            or not isinstance(found.get("seconds"), int | float)
+        ):
+            raise ValueError(f"{self.run.summary_file.name}: is no summary of a run")
+        return dict(found)
 
     def validation_score(self) -> float:
         """Return the best validation score, NaN where it was never defined."""
@@ -111,12 +120,14 @@ class TrialFolder:
         Raises:
             ValueError: They cannot be read.
         """
-        with self.run.metrics_file.open(newline="", encoding="utf-8") as file:
-            found = [
-                {key: float(value) for key, value in row.items()} for row in csv.DictReader(file)
-            ]
-        if not found or "step" not in found[-1]:
-            raise ValueError(f"{self.run.metrics_file}: has no rows of a run")
+        name = self.run.metrics_file.name
+        try:
+            with self.run.metrics_file.open(newline="", encoding="utf-8") as file:
+                found = [{k: float(v) for k, v in row.items()} for row in csv.DictReader(file)]
+        except (TypeError, ValueError, csv.Error) as error:
+            raise ValueError(f"{name}: cannot be read ({error})") from None
+        if not found or not {*COLUMNS} <= {*found[0]}:
+            raise ValueError(f"{name}: has no rows of a run")
         return tuple(found)
 
     def latest(self) -> dict[str, float]:
@@ -130,44 +141,51 @@ class TrialFolder:
         """Say what is broken in the files of a begun or finished run, None if they are sound."""
         try:
             if self.run.config_file.exists():
-                self.run.config()
+                plan_in(self.run.config(), self.run.config_file)
             if self.trained():
                 self.summary()
                 self.rows()
             if self.state() != "finished":
                 if self.trained() and not self.run.best_file.exists():
                     return f"{self.run.best_file.name}: is missing"
-                if not self.run.config_file.exists() and self._holds_anything():
+                if not self.run.config_file.exists() and self.run.holds_anything():
                     return f"{self.run.config_file.name}: is missing"
                 for file in (self.run.best_file, self.run.last_file):
                     if file.exists():
-                        _load_checkpoint(file)
+                        from denseloss.train.checkpoint import load_checkpoint  # takes seconds
+
+                        load_checkpoint(file)
             for file in (self.held_out_file, self.validation_file):
                 if file.exists():
-                    load_arrays(file)
+                    read_measured(plan_in(self.run.config(), self.run.config_file), file)
         except (OSError, ValueError, KeyError, TypeError) as error:
             return " ".join(str(error).split()) or type(error).__name__
         return None
-
-    def _holds_anything(self) -> bool:
-        return self.path.is_dir() and any(f.suffix != ".part" for f in self.path.iterdir())
 
     def set_aside(self) -> Path:
         """Move what is broken out of the way, and return where it is now."""
         number = 1
         while (aside := self.path.with_name(f"{self.path.name}.broken{number}")).exists():
             number += 1
-        self.path.rename(aside)
+        aside.mkdir()
+        for file in self.path.iterdir():
+            # Whoever works here goes on doing so.
+            if not is_of_a_lock(file):
+                file.rename(aside / file.name)
         return aside
 
 
-def _load_checkpoint(file: Path) -> None:
-    import torch
+def read_measured(plan: TrainPlan, file: Path) -> Any:
+    """Return what was measured of a trial's network.
 
+    Raises:
+        ValueError: The file is damaged, or holds something else.
+    """
     try:
-        torch.load(file, map_location="cpu", weights_only=True)
-    except Exception as error:  # whatever half a file makes pickle, zip and torch raise
-        raise ValueError(f"{file.name}: cannot be read ({type(error).__name__})") from None
+        return named(plan.task).from_arrays(load_arrays(file))
+    except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
+        what = " ".join(str(error).split())
+        raise ValueError(f"{file.name}: {what.removeprefix(f'{file}: ')}") from error
 
 
 @dataclass

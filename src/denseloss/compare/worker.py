@@ -14,7 +14,7 @@ import sys
 import threading
 import traceback
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -25,8 +25,11 @@ from denseloss.data.errors import DataError, InputError
 from denseloss.data.files import save_arrays
 from denseloss.tasks import Data
 from denseloss.train.plan import TrainPlan
+from denseloss.user_code import look_in
 
 _INTERRUPTED = 3
+# A file server takes a while to notice that a machine is gone.
+_PATIENCE_SECONDS = 120.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,6 +43,8 @@ class Job:
         data: Digest of the data that is kept in the folder.
         context: What measurements need to know of the training data.
         keep: How many predictions of held-out images are kept.
+        code: What is known of the files in which the loss is the user's own.
+        cwd: Where modules of the user's own are looked for, too.
         probe: Whether the trial is to be timed only.
     """
 
@@ -49,6 +54,8 @@ class Job:
     data: str
     context: Mapping[str, Any]
     keep: int
+    code: dict[str, dict[str, str]] = field(default_factory=dict)
+    cwd: str = ""
     probe: bool = False
 
     def to_json(self) -> str:
@@ -85,12 +92,14 @@ def run_trial(job: Job) -> Failed | None:
 
     folder = TrialFolder(job.root, job.trial)
     try:
-        broken = folder.problem()
-        if broken is not None:
-            print(f"{broken}; set aside as {folder.set_aside()}", flush=True)
-        data = _data_of(job)
-        _train(job, folder, data, Console())
-        _measure(job, folder, data)
+        with folder.run.locked(patience=_PATIENCE_SECONDS, say=print):
+            _find_code(job)
+            broken = folder.problem()
+            if broken is not None:
+                print(f"{broken}; set aside as {folder.set_aside()}", flush=True)
+            data = _data_of(job)
+            _train(job, folder, data, Console())
+            _measure(job, folder, data)
     except InterruptedRunError:
         raise
     except DivergedError as error:
@@ -112,6 +121,22 @@ def run_trial(job: Job) -> Failed | None:
         what = " ".join(str(error).split())
         return Failed(error=f"{type(error).__name__}: {what}"[:500], own=False)
     return None
+
+
+def _find_code(job: Job) -> None:
+    """Find the user's own code as whoever started the trial did.
+
+    Raises:
+        InputError: It was edited since.
+    """
+    if job.cwd:
+        look_in(job.cwd)
+    if job.code:
+        from denseloss.train.own_code import changed, record
+
+        edited = changed(job.code, record([job.plan.loss]))
+        if edited is not None:
+            raise InputError(f"{edited}: the trials before were of other code; set it back")
 
 
 def _train(job: Job, folder: TrialFolder, data: Data, console: Any) -> None:

@@ -1,11 +1,14 @@
 """Files that are seen whole or not at all."""
 
+import csv
+import io
 import os
 import pickle
+import struct
 import tokenize
 import zipfile
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -15,15 +18,34 @@ from numpy.typing import NDArray
 
 # What reading a file can raise whose bytes were changed.
 UNREADABLE = (
-    *(OSError, EOFError, KeyError, RuntimeError, SyntaxError, TypeError, ValueError),
-    *(pickle.UnpicklingError, tokenize.TokenError, zipfile.BadZipFile, zlib.error),
+    *(ArithmeticError, AttributeError, EOFError, LookupError, OSError, RuntimeError, SyntaxError),
+    *(TypeError, ValueError, pickle.UnpicklingError, struct.error, tokenize.TokenError),
+    *(zipfile.BadZipFile, zlib.error),
 )
+
+# A cell that begins so is a formula to a spreadsheet.
+_FORMULA = ("=", "+", "-", "@", "\t", "\r")
 
 
 def write_whole(path: Path, text: str) -> None:
     """Write a file such that it is seen with its old content or its new one, never half."""
     with writing_whole(path) as file:
         file.write(text.encode())
+
+
+def read_text(path: Path) -> str:
+    """Read a text in any of the usual encodings, which editors of all systems leave.
+
+    Raises:
+        OSError: It cannot be read.
+    """
+    raw = path.read_bytes()
+    if raw.startswith((b"\xff\xfe", b"\xfe\xff")):
+        return raw.decode("utf-16", errors="replace")
+    try:
+        return raw.decode("utf-8-sig")
+    except UnicodeDecodeError:
+        return raw.decode("cp1252", errors="replace")
 
 
 @contextmanager
@@ -39,6 +61,28 @@ def writing_whole(path: Path) -> Iterator[BinaryIO]:
     except BaseException:
         part.unlink(missing_ok=True)
         raise
+
+
+def csv_text(rows: Iterable[Iterable[Any]]) -> str:
+    """Return rows as CSV.
+
+    Names of files and classes are strangers' words. One that a spreadsheet would run as a formula
+    gets a ' in front, by which spreadsheets know text; numbers stay as they are.
+    """
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerows([_as_text(cell) for cell in row] for row in rows)
+    return text.getvalue()
+
+
+def _as_text(cell: Any) -> Any:
+    if not isinstance(cell, str) or not cell.startswith(_FORMULA):
+        return cell
+    try:
+        float(cell)
+    except ValueError:
+        return f"'{cell}"
+    return cell
 
 
 def save_arrays(path: Path, arrays: Mapping[str, NDArray[Any]]) -> None:

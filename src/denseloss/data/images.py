@@ -1,7 +1,7 @@
 """One image or mask file to one array, whatever its format, mode and depth."""
 
+import logging
 import struct
-from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -10,10 +10,14 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageOps
+from PIL import Image
+from PIL.TiffImagePlugin import ImageFileDirectory_v2
 
 from denseloss.data.errors import DataError
 from denseloss.data.files import UNREADABLE
+
+# Pillow explains some broken files in its log, which nobody asked for.
+logging.getLogger("PIL").addHandler(logging.NullHandler())
 
 SUFFIXES = (
     *(".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".bmp", ".tif", ".tiff", ".webp", ".gif"),
@@ -21,32 +25,31 @@ SUFFIXES = (
 )
 # What Pillow's readers raise on damaged files, as found by damaging some.
 _UNREADABLE = (*UNREADABLE, IndexError, struct.error, Image.DecompressionBombError)
-_DEEP = ("I", "I;16", "I;16B", "I;16L", "I;16N", "F")
+DEEP = ("I", "I;16", "I;16B", "I;16L", "I;16N", "F")
 
 Array = NDArray[Any]
 Window = tuple[float, float]
 
 
 @dataclass(frozen=True)
-class MaskFacts:
-    """What one look at a mask file gives."""
-
-    path: Path
-    size: tuple[int, int]
-    counts: dict[int, int]
-    colour: bool
-    lossy: bool
-    palette: bytes | None
-
-
-@dataclass(frozen=True)
 class ImageFacts:
-    """What the header of an image file gives, and the values of a deep one."""
+    """What the header of an image file gives, and the values of a deep one.
+
+    Attributes:
+        path: The file.
+        size: (width, height) as the pixels are stored.
+        mode: Pillow's name for the pixels.
+        deep_range: The darkest and brightest values, but for a few, of more than 8 bits.
+        turn: A camera's orientation mark, 1 for none.
+        more_bands: How many bands a TIFF has beyond colour and transparency, which are not read.
+    """
 
     path: Path
     size: tuple[int, int]
     mode: str
     deep_range: Window | None
+    turn: int = 1
+    more_bands: int = 0
 
 
 def is_picture(path: Path) -> bool:
@@ -55,18 +58,82 @@ def is_picture(path: Path) -> bool:
 
 
 @contextmanager
-def _opened(path: Path) -> Iterator[Image.Image]:
+def opened(path: Path) -> Iterator[Image.Image]:
+    """Open a picture, and say of one that cannot be read what is wrong with it.
+
+    Raises:
+        DataError: With the file, what it is and what to do.
+    """
     try:
         with Image.open(path) as picture:
             yield picture
     except FileNotFoundError:
         raise DataError(f"{path}: the file is gone; put it back or open the data again") from None
     except _UNREADABLE as error:
-        why = " ".join(str(error).split()) or type(error).__name__
-        why = "its header is no picture's" if "cannot identify" in why else why
+        raise DataError(f"{path}: {_why_unread(path, error)}") from None
+
+
+def _why_unread(path: Path, error: Exception) -> str:
+    """Return why a file is not read, as its first bytes tell, and what to do."""
+    if isinstance(error, Image.DecompressionBombError):
+        most = 2 * (Image.MAX_IMAGE_PIXELS or 0) // 10**6
+        return f"has more than {most} million pixels; cut it, and its mask, into smaller ones"
+    with path.open("rb") as file:
+        head = file.read(64)
+    if not head:
+        return "is empty; replace or remove it"
+    if head.startswith(b"version https://git-lfs"):
+        return "is only a pointer of Git LFS; fetch the files with git lfs pull"
+    if head.lstrip().lower().startswith((b"<!doctype", b"<html", b"<?xml")):
+        return "is a page of the web, not a picture; download it again"
+    if head.startswith((b"II*\0", b"MM\0*")) and (what := _tiff(path)):
+        return f"is a TIFF of {what}; save images with 1 or 3 bands of 8 or 16 bits"
+    why = " ".join(str(error).split()) or type(error).__name__
+    why = "its header is no picture's" if "cannot identify" in why else why
+    return f"cannot be read, damaged or truncated ({why}); replace or remove it"
+
+
+_SAMPLE_FORMATS = {1: "unsigned", 2: "signed", 3: "float"}
+
+
+def _tiff(path: Path) -> str:
+    """Return the kind of pixels of a sound TIFF, `""` where it is damaged."""
+    try:
+        with path.open("rb") as file:
+            tags = ImageFileDirectory_v2(file.read(8))
+            file.seek(tags.next)
+            tags.load(file)
+        bits, kinds = tags.get(258, (1,)), tags.get(339, (1,))
+        bands = int(tags.get(277, len(bits)))
+        kind = _SAMPLE_FORMATS.get(int(kinds[0]), "complex")
+        complete = {256, 257, 273} <= set(tags) or 324 in tags
+    except Exception:
+        return ""
+    return f"{bands} band{'s' * (bands != 1)} of {bits[0]}-bit {kind} numbers" if complete else ""
+
+
+def refuse_pages(path: Path, picture: Image.Image) -> None:
+    """Refuse a file of several pictures, such as the slices of a volume.
+
+    Raises:
+        DataError: With how many there are.
+    """
+    if picture.format not in ("TIFF", "GIF", "WEBP", "PNG"):
+        return  # a camera's JPEG may hold a preview
+    pages = getattr(picture, "n_frames", 1)
+    if pages > 1 and picture.format == "TIFF":
+        # The smaller ones are overviews of the same picture.
+        size, alike = picture.size, 0
+        for page in range(pages):
+            picture.seek(page)
+            alike += picture.size == size
+        picture.seek(0)
+        pages = alike
+    if pages > 1:
         raise DataError(
-            f"{path}: cannot be read, damaged or truncated ({why}); replace or remove it"
-        ) from None
+            f"{path}: has {pages} pages, and only single images are read; save each page of the "
+            "images and of the masks as a file of its own"
+        )
 
 
 def _raw_mode(picture: Image.Image) -> str:
@@ -77,12 +144,12 @@ def _raw_mode(picture: Image.Image) -> str:
 
 
 def _is_deep(picture: Image.Image) -> bool:
-    return picture.mode in _DEEP or _raw_mode(picture).startswith(("RGB;16", "RGBA;16"))
+    return picture.mode in DEEP or _raw_mode(picture).startswith(("RGB;16", "RGBA;16"))
 
 
 def _pixels(path: Path, picture: Image.Image) -> Array:
     """The decoded pixels, `[h, w]` deep or `[h, w, 3]` RGB, before any orientation."""
-    if picture.mode in _DEEP:
+    if picture.mode in DEEP:
         return np.asarray(picture)
     if _is_deep(picture):
         return _deep_colours(path, picture)
@@ -141,7 +208,7 @@ def read_image(
         size: (width, height) of the mask. A camera's orientation mark is obeyed, except where the
             mask fits only the pixels as they are stored: it was painted on those.
     """
-    with _opened(path) as picture:
+    with opened(path) as picture:
         pixels = _to_8_bit(_pixels(path, picture), window)
         turn = _turn(picture)
     if 1 < turn <= 8:
@@ -152,57 +219,10 @@ def read_image(
     return np.array(pixels, order="C")  # Pillow's own array is read-only, torch wants to write
 
 
-def read_mask(path: Path) -> tuple[Array, bool]:
-    """The raw values of a mask, `int[h, w]`, and whether they are colours `0xRRGGBB`.
-
-    The value of a palette mask is the palette entry, never the colour (Pascal VOC). A colour mask
-    whose three channels are equal everywhere is a grey one.
-    """
-    with _opened(path) as picture:
-        picture.load()
-        # A rotation of label values: nothing is interpolated.
-        picture = ImageOps.exif_transpose(picture)
-        values = np.asarray(picture)
-        if picture.mode == "1":
-            return values.astype(np.uint8), False
-        if picture.mode in ("LA", "PA"):
-            return values[..., 0], False
-        if picture.mode in ("L", "P", *_DEEP):
-            whole = values.astype(np.int32) if values.dtype.kind == "f" else values
-            if not np.array_equal(whole, values):
-                raise DataError(
-                    f"{path}: holds fractions, not labels; save the mask as whole numbers"
-                )
-            return whole, False
-        red, green, blue = np.moveaxis(np.asarray(picture.convert("RGB")), -1, 0)
-    if np.array_equal(red, green) and np.array_equal(red, blue):
-        return red, False
-    return (red.astype(np.int32) << 16) | (green.astype(np.int32) << 8) | blue, True
-
-
-def _counted(values: Array) -> dict[int, int]:
-    """How many pixels have each value."""
-    # Runs of equal pixels first: sorting every pixel of a label image is needless work.
-    flat = values.reshape(-1)
-    starts = np.flatnonzero(np.concatenate(([True], flat[1:] != flat[:-1])))
-    lengths = np.diff(np.append(starts, flat.size))
-    found, inverse = np.unique(flat[starts], return_inverse=True)
-    totals = np.bincount(inverse, weights=lengths)
-    return {int(v): int(n) for v, n in zip(found, totals, strict=True)}
-
-
-def look_at_mask(path: Path) -> MaskFacts:
-    """Decode a mask once and count its values."""
-    with _opened(path) as picture:
-        lossy = picture.format in ("JPEG", "MPO")
-        palette = bytes(picture.getpalette() or ()) if picture.mode == "P" else None
-    values, colour = read_mask(path)
-    return MaskFacts(path, values.shape[1::-1], _counted(values), colour, lossy, palette)
-
-
 def look_at_image(path: Path, *, whole: bool) -> ImageFacts:
     """Read the header of an image, and decode it where `whole`, deep or of doubtful ending."""
-    with _opened(path) as picture:
+    with opened(path) as picture:
+        refuse_pages(path, picture)
         size, mode, window = picture.size, picture.mode, None
         deep = _is_deep(picture)
         if deep or whole or not _ends_well(path, picture.format):
@@ -213,12 +233,20 @@ def look_at_image(path: Path, *, whole: bool) -> ImageFacts:
                 # All but 0.1 % at each end: else one hot pixel would turn every image black.
                 low, high = np.quantile(finite, (0.001, 0.999), method="nearest")
                 window = float(low), float(high)
-    return ImageFacts(path, size, mode, window)
+        turn, more = _turn(picture), _more_bands(picture)
+    return ImageFacts(path, size, mode, window, turn, more)
+
+
+def _more_bands(picture: Image.Image) -> int:
+    tags = getattr(picture, "tag_v2", {})
+    extra = tags.get(338, ())
+    # 1 and 2 stand for transparency, 0 for anything.
+    return sum(kind == 0 for kind in (extra if isinstance(extra, tuple) else (extra,)))
 
 
 def oriented_size(path: Path) -> tuple[int, int]:
     """(width, height) after a camera's orientation mark is obeyed."""
-    with _opened(path) as picture:
+    with opened(path) as picture:
         width, height = picture.size
         return (height, width) if _turn(picture) in (5, 6, 7, 8) else (width, height)
 
@@ -238,11 +266,3 @@ def deep_window(ranges: list[Window]) -> Window | None:
     if not ranges:
         return None
     return min(low for low, _ in ranges), max(high for _, high in ranges)
-
-
-def total_counts(facts: list[MaskFacts]) -> Counter[int]:
-    """The pixels of each raw value over all masks."""
-    total: Counter[int] = Counter()
-    for each in facts:
-        total.update(each.counts)
-    return total

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from denseloss.data.errors import DataError
+from denseloss.data.masks import Mask, mask_files
 
 VOID = 255
 """The index of a void pixel in every mask that `denseloss.data` returns."""
@@ -11,11 +12,16 @@ VOID = 255
 
 @dataclass(frozen=True)
 class Sample:
-    """One image and its mask: two files, or one synthetic scene (then both are `None`)."""
+    """One image and its mask: files, or what draws them by the sample's name (both `None`)."""
 
     name: str
     image: Path | None
-    mask: Path | None
+    mask: Mask | None
+
+    @property
+    def files(self) -> tuple[Path, ...]:
+        """The files that it comes from."""
+        return (*(() if self.image is None else (self.image,)), *mask_files(self.mask))
 
 
 class Findings:

@@ -34,7 +34,7 @@ def _section(report: Report, section: Section, mark: str) -> Iterator[str]:
     if section.code:
         text = "\n".join(section.code)
         fence = "`" * max(3, 1 + _longest_run(text))
-        yield f"{fence}sh\n{text}\n{fence}"
+        yield f"{fence}{section.language}\n{text}\n{fence}"
     for table in (*section.tables, *section.instead):
         yield from (f"{_text(table.caption)}:", _grid(table), *map(_text, table.notes))
     yield _list(_item(report, item) for item in section.items)

@@ -60,7 +60,7 @@ def _render(report: Report, kept: list[Gallery], uris: Mapping[int, str]) -> str
         lstrip_blocks=True,
         undefined=StrictUndefined,
     )
-    environment.filters |= {"words": _marked, "breakable": _breakable}
+    environment.filters |= {"words": _marked, "breakable": _breakable, "lines": _lines}
     places = set(map(id, kept))
     text = environment.get_template("page.html.jinja").render(
         report=report,
@@ -84,6 +84,12 @@ def _breakable(expression: str) -> Markup:
     """An expression that may go on in the next line behind a mark, not within a word."""
     pieces = re.split(r"(?<=[_(,+*/])", expression)
     return Markup("<wbr>").join(escape(piece) for piece in pieces)
+
+
+def _lines(code: tuple[str, ...]) -> Markup:
+    """Code whose empty lines stay: those of the page itself do not."""
+    text = "\n".join(code)
+    return Markup("\n").join(escape(line) or Markup("&#32;") for line in text.splitlines())
 
 
 def data_uri(picture: NDArray[np.uint8], *, side: int) -> str:

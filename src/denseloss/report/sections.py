@@ -150,7 +150,8 @@ class Section:
         anchor: Its id on the page; one is made up if it is empty.
         text: Paragraphs.
         hint: What a reader of the page can do there; on paper it is not said.
-        code: Commands to be copied.
+        code: Commands to be copied, or code of another language.
+        language: Of the code.
         about_figures: How the figures are read; said only where they are shown.
         figures: Diagrams.
         legend: Of the figures and galleries; said only where they are shown.
@@ -168,6 +169,7 @@ class Section:
     text: tuple[str, ...] = ()
     hint: str = ""
     code: tuple[str, ...] = ()
+    language: str = "sh"
     about_figures: str = ""
     figures: tuple[Figure, ...] = ()
     legend: tuple[Item, ...] = ()

@@ -253,6 +253,11 @@ class Task:
         del where
         return False
 
+    def place(self, options: Any) -> str | None:
+        """Return the data's folder where the task's own options say it, for DATA left out."""
+        del options
+        return None
+
     def open(
         self, where: str, options: Any, *, split: Split, progress: Progress | None = None
     ) -> Data:

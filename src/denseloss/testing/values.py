@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from denseloss.compose import AtTargetSize, DeepSupervision, WeightedSum
+from denseloss.compose import AtTargetSize, DeepSupervision, UserLoss, WeightedSum
 from denseloss.contract import Kind, Sizes, arguments
 from denseloss.module import LossModule
 from denseloss.primitives.void import full_precision
@@ -56,6 +56,9 @@ def _calls(
     if isinstance(function, LossModule):
         held = {n: getattr(function, n) for n in function.options}
         yield type(function).function, tensors, {**held, **options}
+    elif isinstance(function, UserLoss):
+        if function.kinds:  # nothing is known of what others take
+            yield function.function, tensors, {**function.given, **options}
     elif isinstance(function, WeightedSum):
         for _, _, loss in function.named_terms():
             yield from _calls(loss, tensors, options)

@@ -3,7 +3,8 @@
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
-from typing import Any
+from pathlib import Path
+from typing import Any, get_type_hints
 
 import torch
 from torch import nn
@@ -13,7 +14,7 @@ from denseloss.data.errors import InputError
 from denseloss.tasks import Data, Split, Task, full_name, named, pretrained
 from denseloss.train.precision import faster
 from denseloss.train.schedule import Schedule, steps_per_epoch
-from denseloss.train.settings import Precision, TrainSettings, TrialSettings, world_size
+from denseloss.train.settings import MOST, Precision, TrainSettings, TrialSettings, world_size
 
 DEFAULT_STEPS = 500
 VALIDATIONS = 20
@@ -23,6 +24,8 @@ _KIND = ("task", "options", "model", "size", "batch_size", "threads")
 _SIZE_STEP = 32
 _SIZE_RANGE = (64, 192)
 _MUCH_SMALLER = 4
+# Of an image in float32.
+_PIXEL_BYTES = 3 * 4
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,8 +96,10 @@ class TrainPlan:
 
         Raises:
             KeyError: A value is missing.
+            TypeError: A value is another thing.
         """
-        return cls(**{field.name: table[field.name] for field in fields(cls)})
+        kinds = get_type_hints(cls)
+        return cls(**{f.name: typed(table, f.name, kinds[f.name]) for f in fields(cls)})
 
     def with_steps(self, steps: int, *, images: int, every: int | None) -> "TrainPlan":
         """Return the plan with other steps, and as many validations as they deserve.
@@ -106,6 +111,37 @@ class TrainPlan:
         """
         usual = validations_every(steps, images=images, per_step=self.images_per_step)
         return replace(self, steps=steps, val_every=usual if every is None else min(every, steps))
+
+
+def typed(table: Mapping[str, Any], key: str, kind: Any) -> Any:
+    """Return a value of a configuration that was read back.
+
+    Raises:
+        KeyError: It is missing.
+        TypeError: It is another thing.
+    """
+    value = table[key]
+    wanted: Any = {Mapping[str, Any]: dict, float: (int, float)}.get(kind, kind)
+    if not isinstance(value, wanted) or isinstance(value, bool) is not (kind is bool):
+        shown = getattr(kind, "__name__", str(kind))
+        raise TypeError(f"{key} is {value!r}, and must be of the type {shown}")
+    return value
+
+
+def plan_in(config: Mapping[str, Any], file: Path) -> TrainPlan:
+    """Return the plan that a run's configuration holds.
+
+    Raises:
+        InputError: It holds none.
+    """
+    try:
+        return TrainPlan.from_table(config["settings"])
+    except (KeyError, TypeError) as error:
+        what = f"{error} is missing" if isinstance(error, KeyError) else error
+        raise InputError(
+            f"{file}: is not what denseloss train writes ({what}); mend it, or remove the folder "
+            "and train again"
+        ) from None
 
 
 def options_of(task: Task, settings: TrialSettings) -> Any:
@@ -147,6 +183,7 @@ def plan_of(
     clock: Callable[[TrainPlan], tuple[float, float]],
     known: TrainPlan | None = None,
     elsewhere: bool = False,
+    say: Callable[[str], None] = lambda _: None,
 ) -> TrainPlan:
     """Decide all that the user left open.
 
@@ -158,6 +195,7 @@ def plan_of(
         clock: Measures a step and a validation of a plan, in seconds, where that decides something.
         known: The plan of the run that is resumed: what was measured for it stays.
         elsewhere: Whether it runs on other machines, whose accelerators are not known here.
+        say: Told what is odd about the plan, and what takes a while.
 
     Raises:
         InputError: Something cannot be.
@@ -212,11 +250,20 @@ def plan_of(
         workers=min(4, cpus - 1) if settings.workers is None else settings.workers,
         logger=settings.logger,
     )
+    if not elsewhere:
+        check_devices(plan.devices, accelerator)
+        _check_memory(plan)
+    for note in _notes(plan, task, data):
+        say(note)
     if plan.precision == "auto":
-        plan = replace(plan, precision=known.precision if known else _faster(plan, clock))
+        plan = replace(plan, precision=known.precision if known else _faster(plan, clock, say))
     if settings.minutes is not None:
         again = known is not None and known.minutes == plan.minutes
+        if not again:
+            say("timing some steps, to plan as many as the minutes allow")
         plan = replace(plan, steps=known.steps if known and again else _steps_in(plan, clock))
+    if plan.steps > MOST:
+        raise InputError(f"--epochs {settings.epochs}: are {plan.steps} steps; at most {MOST}")
     return plan.with_steps(plan.steps, images=images, every=settings.val_every)
 
 
@@ -257,6 +304,49 @@ def accelerator_here(asked: str) -> str:
     return asked
 
 
+def check_devices(devices: str, accelerator: str) -> None:
+    """Refuse more devices than there are, before a process is started for each.
+
+    Raises:
+        InputError: With how many there are.
+    """
+    asked = devices.split(",") if "," in devices else []
+    if len({int(one) for one in asked}) < len(asked):
+        raise InputError(f"--devices {devices}: names a device twice")
+    if accelerator == "cpu":
+        there = cores()
+        if asked:
+            raise InputError(
+                f"--devices {devices}: the processes on a CPU have no numbers; give {len(asked)}"
+            )
+        if int(devices) > there:
+            raise InputError(
+                f"--devices {devices}: would start {devices} processes, and this CPU has {there} "
+                f"core{'s' * (there > 1)} to use; give --devices {there} or fewer"
+            )
+        return
+    there = torch.cuda.device_count() if accelerator in ("cuda", "gpu") else 1
+    needed = max(map(int, asked)) + 1 if asked else int(devices)
+    if needed > there:
+        gpus = f"{there} GPU{'s' * (there != 1)}"
+        known = f"; the first is 0, the last {there - 1}" if asked else ""
+        raise InputError(f"--devices {devices}: torch finds {gpus} here{known}")
+
+
+def _check_memory(plan: TrainPlan) -> None:
+    """Refuse a step whose images alone are larger than the memory of this machine."""
+    try:
+        there = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    except (AttributeError, OSError, ValueError):  # Windows
+        return
+    needed = plan.batch_size * plan.size**2 * _PIXEL_BYTES
+    if needed > there:
+        raise InputError(
+            f"--batch-size {plan.batch_size} with --size {plan.size}: the images of one step need "
+            f"{needed / 2**30:.4g} GiB, and this machine has {there / 2**30:.4g}; make one smaller"
+        )
+
+
 def _precision(asked: Precision, accelerator: str) -> str:
     """Return the precision that is asked for, `"auto"` where it has to be measured.
 
@@ -275,17 +365,30 @@ def _precision(asked: Precision, accelerator: str) -> str:
     return "auto" if may_pay else "32-true"
 
 
-def _faster(plan: TrainPlan, clock: Callable[[TrainPlan], tuple[float, float]]) -> str:
+def _faster(
+    plan: TrainPlan,
+    clock: Callable[[TrainPlan], tuple[float, float]],
+    say: Callable[[str], None],
+) -> str:
     table = plan.to_table()
     kind = {name: table[name] for name in _KIND}
     one = replace(plan, devices="1", accumulate=1, workers=0)
-    return faster(kind, lambda precision: clock(replace(one, precision=precision))[0])
+    told = False
+
+    def seconds(precision: str) -> float:
+        nonlocal told
+        if not told:
+            say("timing some steps, to take the faster precision")
+            told = True
+        return clock(replace(one, precision=precision))[0]
+
+    return faster(kind, seconds)
 
 
 def _steps_in(plan: TrainPlan, clock: Callable[[TrainPlan], tuple[float, float]]) -> int:
     """Return how many steps fit into the minutes of a plan, besides its validations."""
     step, validation = clock(plan)
-    return max(1, int((60 * plan.minutes - VALIDATIONS * validation) / step))
+    return min(MOST, max(1, int((60 * plan.minutes - VALIDATIONS * validation) / step)))
 
 
 def default_size(task: Task, data: Data) -> int:
@@ -323,8 +426,11 @@ def plan_lines(
     yield from (f"  {note}" for note in notes)
     if told:
         yield f"options: {', '.join(told)}"
-    yield f"loss: {plan.loss}"
+    yield f"loss: {compose.short_names([plan.loss])[0]}"
     yield from (f"  {note}" for note in criterion.notes)
+    if plan.accumulate > 1 or world_size(plan.devices) > 1:
+        for own in compose.user_losses(compose.parse(plan.loss, mixed=True)):
+            yield f"  {own.name} is taken of each part of a batch; their mean is by images"
     epochs = plan.steps / steps_per_epoch(len(data.train), plan.images_per_step)
     yield (
         f"budget: {plan.steps} steps of {plan.images_per_step} images ({epochs:.4g} epochs), "
@@ -338,13 +444,34 @@ def plan_lines(
         + (f", average of the weights {plan.average:g}" if plan.average else "")
         + f"; seed {plan.seed}"
     )
-    side = task.usual_side(data)
-    if plan.size * _MUCH_SMALLER <= side:
-        yield (
-            f"  note: images of {side} pixels are seen in squares of {plan.size}; what is told "
-            f"apart by its surroundings needs more, such as --size {side // 2}"
-        )
     yield (
         f"machine: {plan.accelerator}, {plan.devices} device(s), precision {plan.precision} "
         f"(losses in float32), {plan.threads} thread(s), {plan.workers} loading worker(s)"
     )
+
+
+def _notes(plan: TrainPlan, task: Task, data: Data) -> Iterator[str]:
+    """Say what is odd about a plan, on this data."""
+    side = task.usual_side(data)
+    if plan.size * _MUCH_SMALLER <= side:
+        yield (
+            f"note: images of {side} pixels are seen in squares of {plan.size}; what is told "
+            f"apart by its surroundings needs more, such as --size {side // 2}"
+        )
+    if side > 0 and plan.size > max(2 * side, _SIZE_RANGE[0]):
+        yield (
+            f"note: squares of {plan.size} pixels are much larger than the images, whose shorter "
+            f"side is usually {side}; most of a square is empty or enlarged: try --size "
+            f"{default_size(task, data)}"
+        )
+    images = len(data.train)
+    if plan.images_per_step > images:
+        yield (
+            f"note: a step has {plan.images_per_step} images, and there are {images} to train "
+            "on: they repeat within a step"
+        )
+    if plan.workers > cores():
+        yield (
+            f"note: {plan.workers} processes load images on {cores()} cores; --workers "
+            f"{cores()} is enough"
+        )

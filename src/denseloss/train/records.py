@@ -27,7 +27,8 @@ R = TypeVar("R", bound=Mapping[str, float])
 
 # A float of metrics.csv has as many digits as a float32 holds.
 _DIGITS = 7
-_OWN = ("epoch", "step", "loss", "val_loss", "score")
+COLUMNS = ("epoch", "step", "loss", "val_loss", "score")
+"""Of `metrics.csv`, whatever the task; those of the task follow."""
 _BAR_SECONDS = 0.2
 
 
@@ -60,8 +61,10 @@ class Records(Callback):
         self.metric = metrics[0]
         self.names = {metric.key: metric.name for metric in metrics}
         self.seconds = seconds
+        self.run = ""
         self.rows: list[Row] = []
         self.saved_step = 0
+        self._saving = 0
         self._seconds_before = 0.0
         self._started = time.monotonic()
         self._shown = 0.0
@@ -70,8 +73,13 @@ class Records(Callback):
 
     def state_dict(self) -> dict[str, Any]:
         """Return what a resumed run needs of this one."""
-        self.saved_step = int(self.rows[-1]["step"]) if self.rows else 0
-        return {"rows": self.rows, "seconds": self._elapsed()}
+        self._saving = int(self.rows[-1]["step"]) if self.rows else 0
+        return {"run": self.run, "rows": self.rows, "seconds": self._elapsed()}
+
+    def saved(self, name: str) -> None:
+        """Take note that a checkpoint is complete."""
+        if name == self.folder.last_file.name:
+            self.saved_step = self._saving
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Take over the rows of the run that is resumed."""
@@ -158,7 +166,7 @@ class Records(Callback):
     def _scores(self, row: Row) -> Iterator[str]:
         yield f"val {self.metric.name} {row['score']:.4f}"
         for key, value in row.items():
-            if key not in _OWN and "/" not in key and key != self.metric.key:
+            if key not in COLUMNS and "/" not in key and key != self.metric.key:
                 yield f"val {self.names.get(key, key)} {value:.4f}"
 
     def summary(self, data: Data, *, test: Mapping[str, float] | None) -> dict[str, Any]:
@@ -180,7 +188,7 @@ class Records(Callback):
         return self._seconds_before + time.monotonic() - self._started
 
     def _say(self, line: str) -> None:
-        self.console.print(line, highlight=False, markup=False, soft_wrap=True)
+        self.console.print(line, highlight=False, markup=False, emoji=False, soft_wrap=True)
 
     def _close(self) -> None:
         if self._bar is not None:

@@ -1,16 +1,19 @@
 """One training run, from its settings to its finished folder."""
 
+import hashlib
 import logging
 import os
 import platform
 import shlex
 import signal
 import sys
+import threading
 import time
 import tomllib
+import uuid
 import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Collection, Iterator
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
@@ -31,12 +34,22 @@ from denseloss.data.errors import InputError
 from denseloss.data.files import UNREADABLE
 from denseloss.data.transforms import mixed
 from denseloss.tasks import Data, Split, Task, asked, named, pretrained
+from denseloss.train.checkpoint import WholeCheckpoints, load_checkpoint, misfit
 from denseloss.train.curves import draw_curves
 from denseloss.train.errors import InterruptedRunError
-from denseloss.train.folder import FORMAT, RunFolder, difference, to_toml
+from denseloss.train.folder import FORMAT, RunFolder, bound, difference, to_toml
 from denseloss.train.loading import Batches, Loading
 from denseloss.train.module import TrainingModule
-from denseloss.train.plan import TrainPlan, options_of, plan_lines, plan_of, read_options, split_of
+from denseloss.train.own_code import as_trained, changed, keep, look_at, record
+from denseloss.train.plan import (
+    TrainPlan,
+    options_of,
+    plan_in,
+    plan_lines,
+    plan_of,
+    read_options,
+    split_of,
+)
 from denseloss.train.records import Records
 from denseloss.train.schedule import steps_per_epoch
 from denseloss.train.settings import (
@@ -49,8 +62,11 @@ from denseloss.train.settings import (
 )
 from denseloss.train.timing import seconds_of_parts
 
+_LONG_SECONDS = 5.0
 # What may differ when a run is resumed: it changes how fast the numbers come, not the numbers.
 _FREE = ("workers", "logger")
+# What the data is called and where it lies: what it holds is told by its digest.
+_PLACE = ("name", "found", "digest")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,24 +102,35 @@ def train(settings: TrainSettings, *, console: Console | None = None) -> TrainRe
     task, task_name = asked(settings.task, settings.data)
     loss = str(compose.parse(settings.loss or task.defaults.loss, mixed=True))
     folder = RunFolder(settings.out or default_out(replace(settings, loss=loss)))
-    # The other processes of a run start when the first has written the configuration.
-    before = folder.unfinished() if is_first_process() else folder.config()
-    known = TrainPlan.from_table(before["settings"]) if before is not None else None
-    data = opened(settings, task, split_of(settings), console=console)
-    with _quiet_lightning(), _explained():
-        plan = plan_of(
-            settings,
-            task,
-            task_name,
-            data,
-            known=known,
-            clock=lambda plan: _times(plan, task, data),
-        )
-    return run(plan, data, folder=folder, console=console)
+    first = is_first_process()
+    with _before_training(), _alone(folder, console):
+        # The other processes of a run start when the first has written the configuration.
+        before = folder.unfinished() if first else folder.config_of_first()
+        known = plan_in(before, folder.config_file) if before is not None else None
+        data = opened(settings, task, split_of(settings), console=console)
+        say = _speaker(console)
+        for note in look_at(loss, task, data, settings):
+            say(f"note: {note}")
+        with _quiet_lightning(), _explained():
+            plan = plan_of(
+                settings,
+                task,
+                task_name,
+                data,
+                known=known,
+                clock=lambda plan: _times(plan, task, data),
+                say=say,
+            )
+        return run(plan, data, folder=folder, console=console)
 
 
 def run(
-    plan: TrainPlan, data: Data, *, folder: RunFolder, console: Console | None = None
+    plan: TrainPlan,
+    data: Data,
+    *,
+    folder: RunFolder,
+    console: Console | None = None,
+    patience: float = 0.0,
 ) -> TrainResult:
     """Train as planned, from where an interrupted run of the same plan has come.
 
@@ -112,27 +139,33 @@ def run(
         data: That was opened.
         folder: Where to.
         console: Where to say what is going on; None says nothing.
+        patience: Seconds to wait for another process that has the folder.
 
     Raises:
-        InputError: The folder holds something else, or the loss became NaN or infinite.
+        InputError: The folder holds something else, another process has it, or the loss became NaN
+            or infinite.
         InterruptedRunError: Training was stopped from outside; the same call goes on with it.
     """
     first = is_first_process()
     console = console if console and first else Console(quiet=True)
     task = named(plan.task)
-    with _quiet_lightning(), _explained():
-        before = folder.unfinished() if first else folder.config()
+    with _quiet_lightning(), _explained(), _alone(folder, console, patience=patience):
+        before = folder.unfinished() if first else folder.config_of_first()
         module, loading = _prepared(plan, task, data)
         notes = _begun_with(module, plan, task, data)
         trainer, records = _trainer(plan, task, folder, loading, console)
         if first:
-            _start(folder, before, _config(plan, task, data, module.criterion))
+            code = record([plan.loss])
+            config = _config(plan, task, data, module.criterion)
+            records.run = _start(folder, before, {**config, "code": code})
+            keep([plan.loss], code, folder.path)
+            _check_checkpoints(folder, module, run=records.run)
         for line in (
             *plan_lines(plan, task, data, module.model, module.criterion, notes=notes),
             f"out: {folder.path}",
         ):
-            console.print(line, highlight=False, markup=False, soft_wrap=True)
-        with _stoppable(trainer, folder, records):
+            console.print(line, highlight=False, markup=False, emoji=False, soft_wrap=True)
+        with _stoppable(folder, records):
             summary = _fit(trainer, folder, module, loading, records, loss=plan.loss)
     return TrainResult(folder=folder.path, summary=summary)
 
@@ -171,18 +204,18 @@ def load_run(
     folder = RunFolder(path)
     try:
         config = folder.config()
-        plan = TrainPlan.from_table(config["settings"])
+        plan = plan_in(config, folder.config_file)
         task = named(plan.task)
         known = task.facts(data)
-        changed = known and difference(config, _as_read({"data": known}), only=tuple(known))
-        if changed:
-            raise InputError(f"{path}: was trained on other data: {changed}")
+        other = known and difference(config, _as_read({"data": known}), only=tuple(known))
+        if other:
+            raise InputError(f"{path}: was trained on other data: {other}")
+        loss = as_trained(plan.loss, config.get("code", {}), path)
         # The weights are overwritten; whoever draws from the generator next must not notice.
         with torch.random.fork_rng(devices=[]):
-            module, _ = _prepared(plan, task, data)
-        best = torch.load(folder.best_file, map_location="cpu", weights_only=True)
-        module.load_state_dict(best["state_dict"])
-    except InputError:
+            module, _ = _prepared(replace(plan, loss=loss), task, data)
+        module.load_state_dict(load_checkpoint(folder.best_file)["state_dict"])
+    except (InputError, compose.ParseError):
         raise
     except FileNotFoundError as error:
         raise InputError(f"{error.filename}: is missing; this run is not finished") from None
@@ -207,7 +240,13 @@ def _device(plan: TrainPlan, path: Path) -> str:
 
 def default_out(settings: TrainSettings) -> Path:
     """Return the run folder of a run for which none was named."""
-    parts = (data_name(settings.data), slug((settings.loss or "")[:80]), str(settings.seed))
+    loss = settings.loss or ""
+    short = compose.folder_name(loss)
+    parts = [data_name(settings.data), slug(short[:80])]
+    if short != loss:
+        # Files of one name in two folders are two losses.
+        parts.append(hashlib.blake2b(loss.encode(), digest_size=2).hexdigest())
+    parts.append(str(settings.seed))
     return Path("runs") / "-".join(parts)
 
 
@@ -233,17 +272,29 @@ def opened(
     console = console if console and is_first_process() else Console(quiet=True)
 
     def progress(items: Any) -> Any:
-        return track(items, "looking at the data", console=console, transient=True)
+        if console.is_terminal:
+            return track(items, "looking at the data", console=console, transient=True)
+        return _told(items, _speaker(console))
 
     data = task.open(
         settings.data,
         options_of(task, settings),
         split=split,
-        progress=progress if console.is_terminal else None,
+        progress=progress,
     )
     for line in data.describe():
-        console.print(line, highlight=False, markup=False, soft_wrap=True)
+        console.print(line, highlight=False, markup=False, emoji=False, soft_wrap=True)
     return data
+
+
+def _told(items: Collection[Any], say: Callable[[str], None]) -> Iterator[Any]:
+    """Yield items; a log hears once that it takes a while."""
+    start: float | None = time.monotonic()
+    for place, item in enumerate(items):
+        if start is not None and time.monotonic() - start > _LONG_SECONDS:
+            say(f"looking at the data: {place} of {len(items)} after {_LONG_SECONDS:g} seconds")
+            start = None
+        yield item
 
 
 def _prepared(plan: TrainPlan, task: Task, data: Data) -> tuple[TrainingModule, Loading]:
@@ -278,7 +329,8 @@ def _prepared(plan: TrainPlan, task: Task, data: Data) -> tuple[TrainingModule, 
 def _times(plan: TrainPlan, task: Task, data: Data) -> tuple[float, float]:
     module, loading = _prepared(plan, task, data)
     task.try_out(module.model, data, module.criterion, model=plan.model, size=plan.size)
-    return seconds_of_parts(module, loading, trainer_options=_trainer_options(plan))
+    with _interruptible():
+        return seconds_of_parts(module, loading, trainer_options=_trainer_options(plan))
 
 
 def _begun_with(module: TrainingModule, plan: TrainPlan, task: Task, data: Data) -> tuple[str, ...]:
@@ -339,10 +391,11 @@ def facts(task: Task, data: Data) -> dict[str, Any]:
 def _config(plan: TrainPlan, task: Task, data: Data, criterion: Any) -> dict[str, dict[str, Any]]:
     config = {
         "settings": plan.to_table(),
-        "data": facts(task, data),
+        "data": {**facts(task, data), "digest": task.digest(data)},
         "outputs": task.outputs(criterion),
         "run": {
             "format": FORMAT,
+            "id": uuid.uuid4().hex,
             "command": shlex.join(["denseloss", *sys.argv[1:]]),
             "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
             "machine": platform.platform(),
@@ -358,32 +411,72 @@ def _as_read(config: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
     return tomllib.loads(to_toml(config))
 
 
-def _start(folder: RunFolder, before: dict[str, Any] | None, config: dict[str, Any]) -> None:
+def _start(folder: RunFolder, before: dict[str, Any] | None, config: dict[str, Any]) -> str:
+    """Begin a run or go on with it, and return its id."""
     if before is None:
-        folder.begin(config)
+        folder.write_config(config)
         folder.log("started")
-        return
-    comparable = [
-        {
-            "settings": {k: v for k, v in c.get("settings", {}).items() if k not in _FREE},
-            "data": {k: v for k, v in c.get("data", {}).items() if k != "found"},
-        }
-        for c in (before, config)
-    ]
-    changed = difference(*comparable)
-    if changed is not None:
+        return str(config["run"]["id"])
+    other = difference(_binding(before), _binding(config)) or changed(
+        before.get("code", {}), config["code"]
+    )
+    if other is not None:
         raise InputError(
-            f"{folder.path}: holds an unfinished run with other settings: {changed}; set it back "
+            f"{folder.path}: holds an unfinished run with other settings: {other}; set it back "
             "to go on with that run, choose another --out, or remove the folder"
         )
+    if before["data"].get("digest") != config["data"]["digest"]:
+        raise InputError(
+            f"{folder.path}: holds an unfinished run on other data: images or masks were added, "
+            "removed, renamed or changed since it began; set them back to go on with that run, "
+            "choose another --out, or remove the folder"
+        )
+    # The data may lie elsewhere now.
+    folder.write_config({**config, "run": before["run"]})
     folder.log("resumed")
+    return str(before["run"].get("id", ""))
 
 
-def _trainer_options(plan: TrainPlan) -> dict[str, Any]:
+def _binding(config: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """Return what must be as it was when a run goes on, besides the digest of the data."""
+    settings, data = config.get("settings", {}), config.get("data", {})
+    return {
+        "settings": {k: v for k, v in bound(settings).items() if k not in _FREE},
+        "data": {k: v for k, v in data.items() if k not in _PLACE},
+    }
+
+
+def _check_checkpoints(folder: RunFolder, module: TrainingModule, *, run: str) -> None:
+    """Refuse to go on from what is damaged, or of another run.
+
+    Raises:
+        InputError: With the file and the way out.
+    """
+    if not folder.last_file.exists():
+        return
+    way_out = f"remove {folder.last_file} and the same command begins this run anew"
+    for file in (folder.last_file, folder.best_file):
+        try:
+            found = load_checkpoint(file)
+        except FileNotFoundError:
+            raise InputError(f"{file}: is missing; {way_out}") from None
+        except ValueError as error:
+            raise InputError(f"{error}; {way_out}") from None
+        wrong = misfit(found, module.state_dict())
+        state = found["callbacks"].get("Records")
+        if not isinstance(state, dict) or state.get("run") != run:
+            wrong = "it is a checkpoint of another run"
+        if wrong is not None:
+            raise InputError(f"{file}: does not fit ({wrong}); {way_out}")
+
+
+def _trainer_options(
+    plan: TrainPlan, *, saved: Callable[[str], None] | None = None
+) -> dict[str, Any]:
     several = world_size(plan.devices) > 1
     return {
         # One process is one process: in a job of Slurm, Lightning would expect one per task.
-        "plugins": [] if several else [LightningEnvironment()],
+        "plugins": [WholeCheckpoints(saved), *([] if several else [LightningEnvironment()])],
         "accelerator": plan.accelerator,
         "devices": plan.devices if "," in plan.devices else int(plan.devices),
         # "auto" would take something slower than DDP in a notebook.
@@ -411,14 +504,18 @@ def _trainer(
     )
     callbacks: list[Callback] = [
         records,
-        ModelCheckpoint(
-            folder.path,
-            filename="best",
-            monitor="score",
-            mode=mode,
-            save_last=True,
-            save_on_train_epoch_end=True,
-            enable_version_counter=False,
+        # The last one by itself: `save_last` keeps it only where the best has changed, too. It
+        # comes second, as it holds what is known of the best.
+        *(
+            ModelCheckpoint(
+                folder.path,
+                filename=file.stem,
+                monitor=monitor,
+                mode=mode,
+                save_on_train_epoch_end=True,
+                enable_version_counter=False,
+            )
+            for file, monitor in ((folder.best_file, "score"), (folder.last_file, None))
         ),
     ]
     if plan.average:
@@ -432,7 +529,7 @@ def _trainer(
         max_epochs=-(-plan.steps // plan.val_every),
         callbacks=callbacks,
         logger=_logger(plan.logger, folder),
-        **_trainer_options(plan),
+        **_trainer_options(plan, saved=records.saved),
     )
     return trainer, records
 
@@ -458,8 +555,7 @@ def _fit(
 ) -> dict[str, Any]:
     batches = Batches(loading, module.schedule, turns=len(module.turns))
     trainer.fit(module, batches, ckpt_path=folder.last_file if folder.last_file.exists() else None)
-    best = torch.load(folder.best_file, map_location="cpu", weights_only=True)
-    module.load_state_dict(best["state_dict"])
+    module.load_state_dict(load_checkpoint(folder.best_file)["state_dict"])
     test = None
     if loading.data.test:
         trainer.test(module, datamodule=batches, verbose=False)
@@ -477,31 +573,115 @@ def _fit(
     return summary
 
 
+def _speaker(console: Console) -> Callable[[str], None]:
+    """Return what says a line, in the first process of a run."""
+
+    def say(line: str) -> None:
+        if is_first_process():
+            console.print(line, highlight=False, markup=False, emoji=False, soft_wrap=True)
+
+    return say
+
+
 @contextmanager
-def _stoppable(trainer: L.Trainer, folder: RunFolder, records: Records) -> Iterator[None]:
-    """Turn an interruption into one error that says how to go on."""
+def _alone(folder: RunFolder, console: Console, *, patience: float = 0.0) -> Iterator[None]:
+    """Keep the folder to this run; of the processes of a run, the first has the lock."""
+    first, say = is_first_process(), _speaker(console)
+    try:
+        with folder.locked(patience=patience, say=say) if first else nullcontext():
+            yield
+    except BrokenPipeError:  # of the screen
+        raise
+    except OSError as error:
+        what = error.strerror or " ".join(str(error).split())
+        raise InputError(
+            f"{error.filename or folder.path}: {what}; mend this and give the same command again"
+        ) from error
+
+
+@contextmanager
+def _before_training() -> Iterator[None]:
+    """Turn SIGTERM before the first step into one error, so that nothing is left behind."""
+    try:
+        with _sigterm_raises():
+            yield
+    except (SIGTERMException, RuntimeError) as stop:
+        if isinstance(stop, RuntimeError) and not _is_of_a_stopped_worker(stop):
+            raise
+        raise InterruptedRunError(
+            "stopped before training began; the same command begins it", exit_code=143
+        ) from None
+
+
+@contextmanager
+def _sigterm_raises() -> Iterator[None]:
+    """Let SIGTERM raise what Lightning raises for it, where Lightning is not at work."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, _on_sigterm)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _on_sigterm(*_: Any) -> None:
+    # Lightning's own calls this one, too, and stops after the step.
+    if signal.getsignal(signal.SIGTERM) is _on_sigterm:
+        raise SIGTERMException
+
+
+@contextmanager
+def _interruptible() -> Iterator[None]:
+    """Let Ctrl-C be Ctrl-C: Lightning answers it with sys.exit(1), and leaves it switched off."""
     handler = signal.getsignal(signal.SIGINT)
     try:
         yield
-    except (KeyboardInterrupt, SIGTERMException, SystemExit, RuntimeError) as stop:
+    except SystemExit as stop:
+        if isinstance(stop.__context__, KeyboardInterrupt):
+            raise KeyboardInterrupt from None
+        raise
+    finally:
+        if handler is not None and threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGINT, handler)
+
+
+@contextmanager
+def _stoppable(folder: RunFolder, records: Records) -> Iterator[None]:
+    """Turn what ends training from outside into one error that says how to go on."""
+    goes_on = f"the same command goes on from step {{}} of {records.steps}"
+    try:
+        with _sigterm_raises(), _interruptible():
+            yield
+    except (KeyboardInterrupt, SIGTERMException, RuntimeError) as stop:
         # Schedulers send SIGTERM to all processes of a job: a loading worker may be gone first.
         worker = _is_of_a_stopped_worker(stop)
         if isinstance(stop, RuntimeError) and not worker:
             raise
-        # Lightning answers Ctrl-C with sys.exit(1), and leaves Ctrl-C switched off.
-        if isinstance(stop, SystemExit) and not trainer.interrupted:
-            raise
-        folder.log("interrupted", saved=records.saved_step)
+        _log(folder, "interrupted", saved=records.saved_step)
         raise InterruptedRunError(
-            f"stopped; the same command goes on from step {records.saved_step} of {records.steps}",
+            f"stopped; {goes_on.format(records.saved_step)}",
             exit_code=143 if worker or isinstance(stop, SIGTERMException) else 130,
         ) from None
     except InputError as error:
-        folder.log("failed", error=str(error))
+        _log(folder, "failed", error=str(error))
         raise
-    finally:
-        if handler is not None:
-            signal.signal(signal.SIGINT, handler)
+    except BrokenPipeError:  # of the screen
+        raise
+    except OSError as error:
+        _log(folder, "failed", error=str(error))
+        what = error.strerror or " ".join(str(error).split())
+        where = f" ({error.filename})" if error.filename else ""
+        raise InputError(
+            f"{folder.path}: {what}{where}; mend this, and {goes_on.format(records.saved_step)}"
+        ) from error
+
+
+def _log(folder: RunFolder, event: str, **facts: Any) -> None:
+    """Note how a run ended, if there is a disk to write to."""
+    with suppress(OSError):
+        folder.log(event, **facts)
 
 
 def _is_of_a_stopped_worker(error: BaseException | None) -> bool:
@@ -509,6 +689,9 @@ def _is_of_a_stopped_worker(error: BaseException | None) -> bool:
     while error is not None and "killed by signal: Terminated" not in str(error):
         error = error.__cause__ or error.__context__
     return isinstance(error, RuntimeError)
+
+
+_FULL_MEMORY = "the memory is full; make --batch-size or --size smaller, or give fewer --workers"
 
 
 @contextmanager
@@ -520,6 +703,19 @@ def _explained() -> Iterator[None]:
         raise InputError(
             "the accelerator's memory is full; make --batch-size or --size smaller"
         ) from None
+    except MemoryError:
+        raise InputError(_FULL_MEMORY) from None
+    except RuntimeError as error:
+        text = str(error)
+        if "can't allocate memory" in text:
+            raise InputError(_FULL_MEMORY) from None
+        if "unable to write to file </torch" in text or "DataLoader worker (pid" in text:
+            raise InputError(
+                "a process that loads images was stopped "
+                f"({' '.join(text.split())[-200:]}); its memory may have been too small: give "
+                "fewer --workers, or 0"
+            ) from error
+        raise
     except MisconfigurationException as error:
         raise InputError(f"Lightning cannot train so: {' '.join(str(error).split())}") from error
     except ValueError as error:
@@ -559,8 +755,12 @@ def _quiet_lightning() -> Iterator[None]:
             ".*does not have many workers.*",
             ".*Checkpoint directory .* exists and is not empty.*",
             ".*number of training batches .* is smaller than the logging interval.*",
+            # The plan says it.
+            ".*This DataLoader will create .* worker processes.*",
             ".*GPU available but not used.*",
             ".*MPS available but not used.*",
+            # Of the thread that keeps the lock of the folder; a loading process does not use it.
+            ".*use of fork\\(\\) may lead to deadlocks.*",
             # Lightning's own use of torch and of itself.
             ".*treespec, LeafSpec.*",
             ".*all_gather is deprecated.*",

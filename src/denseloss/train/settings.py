@@ -11,6 +11,12 @@ Accelerator = Literal["auto", "cpu", "cuda", "mps"]
 Logger = Literal["none", "tensorboard", "wandb", "mlflow"]
 Precision = Literal["auto", "bf16-mixed", "16-mixed", "32-true"]
 
+MOST = 10**9
+"""Above this a count is a slip of the hand."""
+_MOST_PROCESSES = 1024
+_SEEDS = 2**63
+"""What torch takes."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class TrialSettings:
@@ -70,7 +76,8 @@ class TrainSettings(TrialSettings):
 
     Attributes:
         loss: Weighted sum of losses, such as "dice + 0.5*focal(gamma=2)". `denseloss ls` lists
-            them. By default the task's: cross_entropy + dice for segmentation.
+            them; file.py:name is one of your own. By default the task's: cross_entropy + dice for
+            segmentation.
         out: Run folder; by default runs/DATA-LOSS-SEED.
         seed: Decides weights, order, augmentation, and the split where the data has none.
         minutes: How many minutes to train instead of steps; the steps are planned by timing a few.
@@ -102,7 +109,7 @@ def check_trial(settings: TrialSettings) -> None:
         InputError: With the option, what it takes and what came.
     """
     one_of(settings, "steps", "epochs")
-    positive(settings, "steps", "epochs", "size", "batch_size", "accumulate", "val_every")
+    counts(settings, "steps", "epochs", "size", "batch_size", "accumulate", "val_every")
     if not 0 <= settings.weight_decay < float("inf"):
         raise InputError(f"--weight-decay {settings.weight_decay:g}: must be 0 or larger")
     if settings.average is not None and not 0 <= settings.average < 1:
@@ -124,8 +131,11 @@ def check_train(settings: TrainSettings) -> None:
     """
     check_trial(settings)
     one_of(settings, "steps", "epochs", "minutes")
-    positive(settings, "minutes", "lr", "patience", "threads")
-    not_negative(settings, "seed", "split_seed", "workers")
+    positive(settings, "minutes", "lr")
+    counts(settings, "patience")
+    counts(settings, "threads", most=_MOST_PROCESSES)
+    seeds(settings, "seed", "split_seed")
+    processes(settings, "workers")
     world_size(settings.devices)
     if settings.minutes is not None and settings.devices != "1":
         raise InputError("--minutes works with one device; give --steps or --epochs with several")
@@ -143,15 +153,41 @@ def positive(settings: Any, *names: str) -> None:
     for name in names:
         value = getattr(settings, name)
         if value is not None and not 0 < value < float("inf"):
-            raise InputError(f"{_option(name)} {value:g}: must be larger than 0")
+            shown = value if isinstance(value, int) else f"{value:g}"
+            raise InputError(f"{_option(name)} {shown}: must be larger than 0, and finite")
 
 
-def not_negative(settings: Any, *names: str) -> None:
-    """Refuse numbers below 0."""
+def counts(settings: Any, *names: str, most: int = MOST) -> None:
+    """Refuse counts that are below 1, or absurd."""
+    positive(settings, *names)
     for name in names:
-        value = getattr(settings, name)
-        if value is not None and value < 0:
-            raise InputError(f"{_option(name)} {value}: must be 0 or larger")
+        _refuse_above(settings, name, most)
+
+
+def seeds(settings: Any, *names: str) -> None:
+    """Refuse what is no seed."""
+    for name in names:
+        _refuse_negative(settings, name)
+        _refuse_above(settings, name, _SEEDS - 1)
+
+
+def processes(settings: Any, *names: str) -> None:
+    """Refuse numbers of processes that are below 0, or absurd."""
+    for name in names:
+        _refuse_negative(settings, name)
+        _refuse_above(settings, name, _MOST_PROCESSES)
+
+
+def _refuse_negative(settings: Any, name: str) -> None:
+    value = getattr(settings, name)
+    if value is not None and value < 0:
+        raise InputError(f"{_option(name)} {value}: must be 0 or larger")
+
+
+def _refuse_above(settings: Any, name: str, most: int) -> None:
+    value = getattr(settings, name)
+    if value is not None and value > most:
+        raise InputError(f"{_option(name)} {value}: must be at most {most}")
 
 
 def _option(name: str) -> str:
@@ -165,7 +201,9 @@ def world_size(devices: str) -> int:
         InputError: It is neither a number nor a list.
     """
     if devices.isdecimal():
-        return max(1, int(devices))
+        if int(devices) < 1:
+            raise InputError(f"--devices {devices}: must be 1 or larger")
+        return int(devices)
     if all(part.strip().isdecimal() for part in devices.split(",")):
         return len(devices.split(","))
     raise InputError(f"--devices {devices}: give a number (2) or a list (0,3)")

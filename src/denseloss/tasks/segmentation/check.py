@@ -68,11 +68,12 @@ class SegmentationReport(DataReport):
                 if n < total
             ]
             shown = ", ".join(self.empty[:5]) + ", ..." * (len(self.empty) > 5)
-            lines.append(
-                f"empty masks (background only): {len(self.empty)} of {total}: {shown}"
-                if self.empty
-                else "empty masks: none"
-            )
+            if self.empty:
+                lines.append(
+                    f"empty masks (background only): {len(self.empty)} of {total}: {shown}"
+                )
+            elif self.data.has_background:
+                lines.append("empty masks: none")
         lines += [f"warning: {warning}" for warning in self.warnings]
         lines += [f"bad: {problem}" for problem in self.problems[:_LISTED]]
         n = len(self.problems)
@@ -101,6 +102,9 @@ def check_data(
     mode: Mode | None = None,
     classes: int | Sequence[str] | None = None,
     ignore_index: int | None = None,
+    images: str | None = None,
+    masks: str | None = None,
+    skip_unlabelled: bool = False,
     seed: int = 0,
     progress: Progress | None = None,
 ) -> SegmentationReport:
@@ -111,6 +115,9 @@ def check_data(
         mode: Overrides what the masks say.
         classes: How many classes there are or their names, background included.
         ignore_index: The raw mask value of void pixels.
+        images: Where the images are.
+        masks: Where the masks are.
+        skip_unlabelled: Leave out images without a mask.
         seed: Which samples become validation samples where the folder has no split.
         progress: Wraps the loop over the files.
     """
@@ -119,7 +126,14 @@ def check_data(
     try:
         data = survey(
             where,
-            Said(mode=mode, classes=classes, ignore_index=ignore_index),
+            Said(
+                mode=mode,
+                classes=classes,
+                ignore_index=ignore_index,
+                images=images,
+                masks=masks,
+                skip_unlabelled=skip_unlabelled,
+            ),
             Split(seed=seed),
             progress=progress,
             findings=findings,
@@ -132,15 +146,17 @@ def check_data(
     for sample in samples:
         pixels = data.index_pixels(sample)
         shares[sample.name] = {i: n / pixels.total() for i, n in pixels.items()}
-    empty = tuple(s.name for s in samples if not set(shares[s.name]) - {0, VOID})
-    images = tuple(sum(1 for s in samples if i in shares[s.name]) for i in range(data.num_classes))
+    empty = tuple(
+        s.name for s in samples if data.has_background and not set(shares[s.name]) - {0, VOID}
+    )
+    seen = tuple(sum(1 for s in samples if i in shares[s.name]) for i in range(data.num_classes))
     return SegmentationReport(
         where=shown,
         data=data,
         problems=tuple(findings.problems),
-        warnings=(*data.warnings, *_warnings(data, images, empty)),
+        warnings=(*data.warnings, *_warnings(data, seen, empty)),
         empty=empty,
-        class_images=images,
+        class_images=seen,
         class_shares=shares,
     )
 

@@ -2,37 +2,55 @@
 
 import hashlib
 import os
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TypeVar
+from typing import Protocol, TypeVar
 
 import torch
 from torch import Tensor
 
+from denseloss.data.class_names import ClassNames
 from denseloss.data.errors import DataError
 from denseloss.data.images import (
     ImageFacts,
-    MaskFacts,
     Window,
     deep_window,
     look_at_image,
-    look_at_mask,
     oriented_size,
     read_image,
-    read_mask,
 )
+from denseloss.data.masks import Mask, MaskFacts, facts_of, look_at_mask, mask_path, read_mask
 from denseloss.data.samples import VOID, Findings, Sample
 from denseloss.data.synthetic import Scenes
-from denseloss.tasks.segmentation.folders import Layout, find_pairs
-from denseloss.tasks.segmentation.labels import Labels, Mode, Said, as_colours, decide_labels
+from denseloss.data.user_dataset import UserDataset
+from denseloss.tasks.segmentation.labels import (
+    Labels,
+    Mode,
+    Said,
+    as_colours,
+    check_said,
+    decide_labels,
+    in_transparency,
+    transparencies,
+)
+from denseloss.tasks.segmentation.pairing import Layout
+from denseloss.tasks.segmentation.sources import find_samples
 from denseloss.tasks.task import Progress, Split
+from denseloss.user_code import full_name, is_user_code
 
 T = TypeVar("T")
 
 _SPLIT_NAMES = {"val": "validation", "test": "a held-out split"}
+
+
+class Drawer(Protocol):
+    """What draws samples by their names."""
+
+    def draw(self, name: str) -> tuple[Tensor, Tensor]:
+        """Return the image, `uint8[3, h, w]`, and the raw mask, `int[h, w]`."""
 
 
 @dataclass(frozen=True)
@@ -53,7 +71,8 @@ class SegmentationData:
         notes: What else was found, in plain words.
         warnings: What the user should look at.
         window: The deep (16 bit, float) image values that become 0 and 255.
-        scenes: What draws the samples when they are synthetic.
+        drawer: What draws the samples that are no files.
+        digests: Of the raw values of each mask, by the sample's name.
         pixels: How many pixels of each class and of `VOID` a mask has, by the sample's name, as far
             as the masks were looked at when the data was opened.
     """
@@ -71,7 +90,8 @@ class SegmentationData:
     notes: tuple[str, ...] = ()
     warnings: tuple[str, ...] = ()
     window: Window | None = None
-    scenes: Scenes | None = field(default=None, repr=False)
+    drawer: Drawer | None = field(default=None, repr=False)
+    digests: Mapping[str, str] = field(default_factory=dict, repr=False)
     pixels: Mapping[str, Counter[int]] = field(default_factory=dict, repr=False)
 
     @property
@@ -95,6 +115,11 @@ class SegmentationData:
         return self.labels.ignore_value
 
     @property
+    def has_background(self) -> bool:
+        """Whether class 0 is what is left beside the others, and not a class like them."""
+        return self.labels.background
+
+    @property
     def num_classes(self) -> int:
         """How many classes there are, background included."""
         return len(self.labels.names)
@@ -114,7 +139,8 @@ class SegmentationData:
         image = read_image(sample.image, window=self.window, size=(width, height))
         if image.shape[:2] != mask.shape:
             size = image.shape[1::-1]
-            raise DataError(_sizes_differ(sample.image, size, sample.mask, (width, height)))
+            file = mask_path(sample.mask)
+            raise DataError(_sizes_differ(sample.image, size, file, (width, height)))
         return torch.from_numpy(image).permute(2, 0, 1).contiguous(), mask
 
     def mask(self, sample: Sample) -> Tensor:
@@ -125,8 +151,9 @@ class SegmentationData:
         """
         if sample.mask is None:
             return self._drawn(sample)[1]
-        raw, colour = read_mask(sample.mask)
-        return torch.from_numpy(self.labels.decode(raw, colour=colour, path=sample.mask))
+        raw, colour = read_mask(sample.mask, alpha=self.labels.alpha)
+        file = mask_path(sample.mask)
+        return torch.from_numpy(self.labels.decode(raw, colour=colour, path=file))
 
     def index_pixels(self, sample: Sample) -> Counter[int]:
         """As `class_pixels`, by the index of the class, and of `VOID`."""
@@ -142,9 +169,11 @@ class SegmentationData:
         return tuple(pixels[i] for i in range(self.num_classes))
 
     def _drawn(self, sample: Sample) -> tuple[Tensor, Tensor]:
-        if self.scenes is None:
+        if self.drawer is None:
             raise DataError(f"{sample.name}: is no sample of {self.source}")
-        return self.scenes.draw(sample.name)
+        image, raw = self.drawer.draw(sample.name)
+        decoded = self.labels.decode(raw.numpy(), colour=False, path=Path(self.name, sample.name))
+        return image, torch.from_numpy(decoded)
 
     def describe(self) -> list[str]:
         """What was found, in plain words, one thing on a line."""
@@ -211,6 +240,9 @@ def open_data(
     mode: Mode | None = None,
     classes: int | Sequence[str] | None = None,
     ignore_index: int | None = None,
+    images: str | None = None,
+    masks: str | None = None,
+    skip_unlabelled: bool = False,
     seed: int = 0,
     val_share: float = 0.2,
     test_share: float = 0.0,
@@ -220,10 +252,16 @@ def open_data(
 
     Args:
         where: A folder of images and masks, a Pascal VOC folder, `"synthetic:NAME"` with knobs as
-            in `"synthetic:blobs?n=64&size=128&seed=3"`, or `None` for `"synthetic:blobs"`.
+            in `"synthetic:blobs?n=64&size=128&seed=3"`, or `None` for `"synthetic:blobs"`; or the
+            name of a function, `"file.py:make"` or `"package.module:make"`, that returns a
+            `torch.utils.data.Dataset` of pairs (image, mask), or a dict of them by split.
         mode: Overrides what the masks say.
         classes: How many classes there are or their names, background included.
         ignore_index: The raw mask value of void pixels.
+        images: Where the images are, if looking does not find them: a folder, or a glob with one
+            `*`, which is what an image and its mask share; as it is, or below `where`.
+        masks: The same for the masks.
+        skip_unlabelled: Leave out images without a mask.
         seed: Which samples become validation samples where the folder has no split.
         val_share: How many of them do.
         test_share: How many samples are held out where the folder has no test split.
@@ -234,7 +272,14 @@ def open_data(
     """
     return survey(
         where,
-        Said(mode=mode, classes=classes, ignore_index=ignore_index),
+        Said(
+            mode=mode,
+            classes=classes,
+            ignore_index=ignore_index,
+            images=images,
+            masks=masks,
+            skip_unlabelled=skip_unlabelled,
+        ),
         Split(seed=seed, val_share=val_share, test_share=test_share),
         progress=progress,
         findings=Findings(stop=True),
@@ -252,26 +297,47 @@ def survey(
     whole: bool,
 ) -> SegmentationData:
     """Open a data set and tell what is bad in it; `whole` decodes every image, too."""
+    check_said(said)
     if where is None or str(where).startswith("synthetic:"):
         return _synthetic(str(where or "synthetic:blobs"), said)
-    root = Path(where).expanduser()
-    layout = find_pairs(root, findings)
-    samples = [sample for group in layout.splits.values() for sample in group]
+    drawer: UserDataset | None = None
+    if is_user_code(str(where)):
+        root = Path(full_name(str(where)))
+        drawer = UserDataset.open(str(where))
+        layout = Layout(root, f"the data set of {where}")
+        if len(drawer.classes) > 1:
+            layout.names.append(ClassNames(root, dict(enumerate(drawer.classes))))
+        for name, names in drawer.splits.items():
+            layout.splits[name] = [Sample(each, None, None) for each in names]
+    else:
+        root = Path(where).expanduser()
+        layout = find_samples(
+            root, findings, images=said.images, masks=said.masks, skip=said.skip_unlabelled
+        )
+    samples = layout.samples
     if not samples:
         raise DataError(f"{root}: no image has a mask; see `denseloss check {root}`")
-    seen = list(_look_at_all(samples, progress, findings, whole=whole))
+    if drawer is not None:
+        seen = list(_drawn_once(drawer, samples, progress))
+    else:
+        seen = list(_look_at_all(samples, progress, findings, whole=whole))
     masks = {sample: mask for sample, _, mask in seen}
     for _, image, mask in seen:
         if image.size != mask.size and oriented_size(image.path) != mask.size:
             text = _sizes_differ(image.path, image.size, mask.path, mask.size)
-            findings.problem(text, image.path, mask.path)
-    good = [m for m in masks.values() if m.path not in findings.bad]
+            findings.problem(text, image.path)
+    good = [m for s, m in masks.items() if not findings.bad.intersection(s.files)]
     if not good:
         raise DataError(f"{root}: no readable pair of image and mask; see `denseloss check {root}`")
-    labels = decide_labels(good, said, voc=layout.voc, findings=findings)
+    if alpha := in_transparency(good):
+        masks = dict(zip(masks, transparencies(list(masks.values())), strict=True))
+        good = transparencies(good)
+    labels = decide_labels(
+        good, said, findings=findings, kind=layout.known, named=layout.names, alpha=alpha
+    )
     for name, group in layout.splits.items():
         layout.splits[name] = [
-            s for s in group if s in masks and not {s.image, s.mask} & findings.bad
+            s for s in group if s in masks and not findings.bad.intersection(s.files)
         ]
     train, val, test, note = _split(layout, split)
     kept = [*train, *val, *test]
@@ -279,6 +345,8 @@ def survey(
     pixels = {s.name: labels.count(mask) for s, mask in zip(kept, facts, strict=True)}
     void_share, class_share = _shares([pixels[s.name] for s in train], len(labels.names))
     notes = [*layout.notes, *labels.notes]
+    warnings = [*layout.warnings, *labels.warnings]
+    warnings += _doubts([image for _, image, _ in seen], train, val, test)
     deep = [(image.mode, image.deep_range) for _, image, _ in seen if image.deep_range is not None]
     window = deep_window([values for _, values in deep])
     if window is not None:
@@ -288,7 +356,7 @@ def survey(
             f"{high:g} become 0 to 255 in every image"
         )
     return SegmentationData(
-        name=root.resolve().name,
+        name=root.name if drawer else root.resolve().name,
         source=layout.kind,
         train=train,
         val=val,
@@ -299,8 +367,10 @@ def survey(
         class_share=class_share,
         split_note=note,
         notes=tuple(notes),
-        warnings=(*layout.warnings, *labels.warnings),
+        warnings=tuple(warnings),
         window=window,
+        drawer=drawer,
+        digests={s.name: masks[s].digest for s in kept},
         pixels=pixels,
     )
 
@@ -322,14 +392,76 @@ def _look_at_all(
         for sample, (image, mask) in zip(looked_at, pool.map(look, samples), strict=True):
             for found in (image, mask):
                 if isinstance(found, DataError):
-                    findings.problem(str(found), *_files(sample))
+                    findings.problem(str(found), *sample.files)
             if not isinstance(image, DataError) and not isinstance(mask, DataError):
                 yield sample, image, mask
     finally:
         pool.shutdown(cancel_futures=True)
 
 
-def _files(sample: Sample) -> tuple[Path, Path]:
+def _drawn_once(
+    drawer: Drawer, samples: list[Sample], progress: Progress | None
+) -> Iterator[tuple[Sample, ImageFacts, MaskFacts]]:
+    for sample in progress(samples) if progress else samples:
+        raw = drawer.draw(sample.name)[1]
+        path = Path(sample.name)
+        facts = facts_of(path, raw.numpy(), colour=False)
+        yield sample, ImageFacts(path, facts.size, "RGB", None), facts
+
+
+def _doubts(
+    images: Sequence[ImageFacts], train: Sequence[Sample], *held_out: Sequence[Sample]
+) -> Iterator[str]:
+    """What is doubtful about the images themselves."""
+    if more := [image for image in images if image.more_bands]:
+        bands = more[0].more_bands
+        yield (
+            f"{len(more)} images have more bands than colour (such as {more[0].path.name}, "
+            f"{bands} more): the other bands are left out"
+        )
+    # Whether a mask was painted on the turned image or on the stored one, only sizes can tell.
+    turned = [i for i in images if i.turn in (2, 3, 4) or (i.turn > 4 and i.size[0] == i.size[1])]
+    if turned:
+        yield (
+            f"{len(turned)} images are marked as turned by the camera (EXIF orientation, such as "
+            f"{turned[0].path.name}) and are turned; if the masks were painted without turning, "
+            "they do not fit: look at the picture of `denseloss check`"
+        )
+    for name, samples in zip(("validation", "test"), held_out, strict=True):
+        if twins := _twins(train, samples):
+            one, other = twins[0]
+            yield (
+                f"{len(twins)} of {len(samples)} {name} images are identical to training images "
+                f"(such as {one.name} and {other.name}): scores are too good; remove the copies"
+            )
+
+
+def _twins(samples: Sequence[Sample], others: Sequence[Sample]) -> list[tuple[Sample, Sample]]:
+    """Pairs of an image of `others` and one of `samples` that are equal byte for byte."""
+    # Only files of one length can be equal: most need not be read.
+    of_length: dict[int, list[Sample]] = defaultdict(list)
+    for sample in samples:
+        if sample.image is not None:
+            of_length[sample.image.stat().st_size].append(sample)
+    contents: dict[Path, bytes] = {}
+
+    def content(path: Path) -> bytes:
+        if path not in contents:
+            contents[path] = hashlib.blake2b(path.read_bytes(), digest_size=16).digest()
+        return contents[path]
+
+    found = []
+    for other in others:
+        if other.image is None:
+            continue
+        for sample in of_length[other.image.stat().st_size]:
+            if sample.image and content(sample.image) == content(other.image):
+                found.append((other, sample))
+                break
+    return found
+
+
+def _files(sample: Sample) -> tuple[Path, Mask]:
     assert sample.image is not None
     assert sample.mask is not None
     return sample.image, sample.mask
@@ -446,5 +578,5 @@ def _synthetic(where: str, said: Said) -> SegmentationData:
         class_share=class_share,
         split_note="fixed: the first two thirds train",
         notes=(note,) if len(looked_at) < train_n else (),
-        scenes=scenes,
+        drawer=scenes,
     )

@@ -10,6 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from denseloss.compose import UserLoss
 from denseloss.data.files import load_arrays, save_arrays
 from denseloss.data.samples import VOID, Sample
 from denseloss.data.transforms import normalise
@@ -117,8 +118,7 @@ def gradient_maps(
     channel = 0 if data.mode == "binary" else index
     gradients, weights = {}, {}
     for loss, criterion in criteria.items():
-        leaf = logits.clone().requires_grad_()
-        (gradient,) = torch.autograd.grad(criterion([leaf], batch).sum(), leaf)
+        gradient = _gradient(criterion, logits, batch)
         slope = gradient[0, channel].numpy()
         wrong = np.abs(probabilities(logits, link=criterion.link)[index].numpy() - truth)
         counts = known & (wrong > _TINY)
@@ -135,6 +135,18 @@ def gradient_maps(
         gradients=gradients,
         weights=weights,
     )
+
+
+def _gradient(
+    criterion: SegmentationCriterion, logits: Tensor, batch: Mapping[str, Tensor]
+) -> Tensor:
+    """Return the gradient of a loss at logits float64[1 c h w]."""
+    # A loss of the user's own may hold float32, a filter say, which only takes its like.
+    own = any(isinstance(part, UserLoss) for part in criterion.modules())
+    leaf = (logits.float() if own else logits.clone()).requires_grad_()
+    (gradient,) = torch.autograd.grad(criterion([leaf], batch).sum(), leaf)
+    found: Tensor = gradient.double()
+    return found
 
 
 def save(found: Sequence[GradientMaps], path: Path) -> None:

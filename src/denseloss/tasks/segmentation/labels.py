@@ -10,8 +10,10 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from denseloss.data.class_names import ClassNames
 from denseloss.data.errors import DataError
-from denseloss.data.images import Array, MaskFacts, total_counts
+from denseloss.data.images import Array
+from denseloss.data.masks import MaskFacts, total_counts
 from denseloss.data.samples import VOID, Findings
 
 Mode = Literal["binary", "multiclass"]
@@ -22,7 +24,15 @@ VOC_NAMES = (
     *("cow", "diningtable", "dog", "horse", "motorbike", "person", "pottedplant", "sheep"),
     *("sofa", "train", "tvmonitor"),
 )
+# What people train on, of the ids that Cityscapes' labelIds have.
+CITYSCAPES = {
+    **{7: "road", 8: "sidewalk", 11: "building", 12: "wall", 13: "fence", 17: "pole"},
+    **{19: "traffic light", 20: "traffic sign", 21: "vegetation", 22: "terrain", 23: "sky"},
+    **{24: "person", 25: "rider", 26: "car", 27: "truck", 28: "bus", 31: "train"},
+    **{32: "motorcycle", 33: "bicycle"},
+}
 _VOC_VOID_COLOUR = 0xE0E0C0
+_BACKGROUNDS = ("background", "bg", "unlabeled", "unlabelled", "nothing", "none")
 _MOST_COLOURS = 64
 _MOST_CLASSES = 254
 _UNKNOWN = 254
@@ -36,11 +46,17 @@ class Said:
         mode: One foreground, or exclusive classes.
         classes: How many classes there are or their names, background included.
         ignore_index: The raw mask value of void pixels.
+        images: Where the images are: a folder, or a glob with one `*`.
+        masks: The same for the masks.
+        skip_unlabelled: Leave out images without a mask.
     """
 
-    mode: Mode | None
-    classes: int | Sequence[str] | None
-    ignore_index: int | None
+    mode: Mode | None = None
+    classes: int | Sequence[str] | None = None
+    ignore_index: int | None = None
+    images: str | None = None
+    masks: str | None = None
+    skip_unlabelled: bool = False
 
     @property
     def names(self) -> tuple[str, ...] | None:
@@ -66,6 +82,9 @@ class Labels:
         ignore_value: The raw value that is void.
         colour: Raw values are colours `0xRRGGBB`.
         threshold: Raw values from here on are foreground, those below are background.
+        others_are_void: Values that are no class are void, too.
+        alpha: The masks are in the alpha channel.
+        background: Class 0 is what is left beside the others, and not a class like them.
         notes: What was concluded, in plain words.
         warnings: What the user should look at.
     """
@@ -76,6 +95,9 @@ class Labels:
     ignore_value: int | None = None
     colour: bool = False
     threshold: int | None = None
+    others_are_void: bool = False
+    alpha: bool = False
+    background: bool = True
     notes: tuple[str, ...] = ()
     warnings: tuple[str, ...] = ()
 
@@ -85,7 +107,9 @@ class Labels:
             return VOID
         if self.threshold is not None:
             return int(value >= self.threshold)
-        return self.values.index(value) if value in self.values else None
+        if value in self.values:
+            return self.values.index(value)
+        return VOID if self.others_are_void else None
 
     def count(self, mask: MaskFacts) -> Counter[int]:
         """How many pixels of each class and of `VOID` a mask has."""
@@ -145,30 +169,73 @@ def as_colours(masks: list[MaskFacts]) -> list[MaskFacts]:
     ]
 
 
-def decide_labels(masks: list[MaskFacts], said: Said, *, voc: bool, findings: Findings) -> Labels:
+def in_transparency(masks: Sequence[MaskFacts]) -> bool:
+    """Whether the masks are in the alpha channel: their colour is one and the same everywhere."""
+    return (
+        all(mask.transparency is not None for mask in masks)
+        and len(total_counts(masks)) == 1
+        and len({value for mask in masks for value in mask.transparency or ()}) > 1
+    )
+
+
+def transparencies(masks: Sequence[MaskFacts]) -> list[MaskFacts]:
+    """Every mask as its alpha channel has it."""
+    return [replace(m, counts=m.transparency or m.counts, colour=False) for m in masks]
+
+
+def check_said(said: Said) -> None:
+    """Refuse what cannot be meant.
+
+    Raises:
+        DataError: With the option.
+    """
+    count, names = said.count, said.names or ()
+    if count is not None and count < 2:
+        raise DataError(f"--classes {count}: a mask has at least 2 classes, background included")
+    if count is not None and count >= _MOST_CLASSES:
+        raise DataError(f"--classes {count}: at most {_MOST_CLASSES} classes can be read")
+    if said.mode == "binary" and count not in (None, 2):
+        raise DataError(f"--mode binary has 2 classes, --classes says {count}; drop one of them")
+    for name in names:
+        if not name.strip():
+            raise DataError(f"--classes {','.join(names)}: a name is empty; name every class")
+        if names.count(name) > 1:
+            raise DataError(
+                f"--classes {','.join(names)}: {name} is there twice; the names must be distinct"
+            )
+
+
+def decide_labels(
+    masks: list[MaskFacts],
+    said: Said,
+    *,
+    findings: Findings,
+    kind: str = "",
+    named: Sequence[ClassNames] = (),
+    alpha: bool = False,
+) -> Labels:
     """Find out from the values of all masks what they mean.
 
     Args:
         masks: Every mask, looked at.
         said: What the user says they mean.
-        voc: The folder has Pascal VOC's layout.
         findings: Where a mask with a label beyond the classes is told.
+        kind: Of a known data set: `"voc"`, `"cityscapes"` (ids of labels) or `"cityscapes train"`
+            (ids of training); `""` for others.
+        named: The names that lie beside the data.
+        alpha: The masks are in the alpha channel.
 
     Raises:
         DataError: The masks are no label images, or contradict what the user says.
     """
     mode, count, ignore = said.mode, said.count, said.ignore_index
-    if count is not None and count < 2:
-        raise DataError(f"--classes {count}: a mask has at least 2 classes, background included")
-    if count is not None and count >= _MOST_CLASSES:
-        raise DataError(f"--classes {count}: at most {_MOST_CLASSES} classes can be read")
-    if mode == "binary" and count not in (None, 2):
-        raise DataError(f"--mode binary has 2 classes, --classes says {count}; drop one of them")
-
+    voc = kind == "voc"
     masks = as_colours(masks)
     colour = any(m.colour for m in masks)
     notes: list[str] = []
     warnings: list[str] = []
+    if alpha:
+        notes.append("the masks are all of one colour: they are read from their alpha channel")
     palettes = {m.palette for m in masks if m.palette is not None}
     if len(palettes) > 1:
         warnings.append(
@@ -189,11 +256,23 @@ def decide_labels(masks: list[MaskFacts], said: Said, *, voc: bool, findings: Fi
             ignore_value=ignore,
             colour=colour,
             threshold=threshold,
+            alpha=alpha,
+            background=names is not None or not colour or values[0] == 0,
             notes=tuple(notes),
             warnings=tuple(warnings),
         )
 
     totals = total_counts(masks)
+    if count is None and mode is None and (known := _known(masks, said, kind, named, warnings)):
+        known = replace(known, alpha=alpha, notes=(*notes, *known.notes))
+        return replace(known, warnings=tuple(warnings))
+    if ignore is None and count in (None, 2) and mode != "multiclass" and not colour:
+        if (mixture := _mixture(masks)) is not None:
+            warnings.append(mixture)
+            return labels((0, 255), "binary", threshold=1)
+        if count is None and (numbered := _instances(masks)) is not None:
+            warnings.append(numbered)
+            return labels((0, 1), "binary", threshold=1)
     lossy = [m for m in masks if m.lossy]
     if not colour and ignore is None and count in (None, 2) and mode != "multiclass":
         blurred = _blurred_binary(totals, lossy=bool(lossy))
@@ -207,8 +286,8 @@ def decide_labels(masks: list[MaskFacts], said: Said, *, voc: bool, findings: Fi
         return labels((0, top), "binary", threshold=half)
     if not colour and len(totals) > 8 and lossy:
         raise DataError(
-            f"{lossy[0].path}: is a JPEG and its {len(lossy[0].counts)} grey values are no labels "
-            "any more; save the masks as PNG"
+            f"{lossy[0].path}: is a lossy picture (JPEG, WebP) and its {len(lossy[0].counts)} grey "
+            "values are no labels any more; save the masks as PNG"
         )
     if len(totals) > (_MOST_COLOURS if colour else _MOST_CLASSES):
         worst = max(masks, key=lambda m: len(m.counts))
@@ -251,9 +330,14 @@ def decide_labels(masks: list[MaskFacts], said: Said, *, voc: bool, findings: Fi
             "is foreground"
         )
         return labels(present[:2], "binary", threshold=present[1])
-    if voc and not colour and _fits_voc(present, len(masks)):
+    if voc and not colour and len(present) >= 3 and present[-1] < len(VOC_NAMES):
         return labels(range(len(VOC_NAMES)), "multiclass")
     if len(present) == 2:
+        if present == [-1, 0]:
+            warnings.append(
+                "the masks hold -1 and 0: -1 is taken as background and 0 as foreground; if -1 is "
+                "void, there is only one class"
+            )
         return labels(present, "binary")
     if present != list(range(len(present))):
         notes.append(
@@ -296,6 +380,8 @@ def _blurred_binary(totals: dict[int, int], *, lossy: bool) -> str | None:
 def _void_value(values: list[int], said: Said, *, colour: bool) -> int | None:
     if colour:
         return _VOC_VOID_COLOUR if _VOC_VOID_COLOUR in values and len(values) > 2 else None
+    if values[0] == -1 and len(values) > 2 and said.count is None:
+        return -1
     for void in (255, 65535):
         rest = [v for v in values if v != void]
         if void not in values or rest[-1:] > [void]:
@@ -312,10 +398,104 @@ def _void_value(values: list[int], said: Said, *, colour: bool) -> int | None:
     return None
 
 
-def _fits_voc(present: list[int], masks: int) -> bool:
-    own_classes = masks >= 20 and present == list(range(len(present)))
-    known = len(present) >= 3 and present[-1] < len(VOC_NAMES)
-    return known and (not own_classes or len(present) == len(VOC_NAMES))
+def _known(
+    masks: Sequence[MaskFacts],
+    said: Said,
+    kind: str,
+    named: Sequence[ClassNames],
+    warnings: list[str],
+) -> Labels | None:
+    """The labels of a known data set, or as the names beside the data say."""
+    if kind.startswith("cityscapes"):
+        ids = tuple(range(len(CITYSCAPES))) if kind.endswith("train") else tuple(CITYSCAPES)
+        note = "Cityscapes: the 19 classes that are trained on; all other ids are void"
+        return Labels(
+            mode="multiclass",
+            names=tuple(CITYSCAPES.values()),
+            values=ids,
+            ignore_value=said.ignore_index,
+            others_are_void=True,
+            background=False,
+            notes=(note,),
+        )
+    colour = any(mask.colour for mask in masks)
+    totals = total_counts(list(masks))
+    for names in named:
+        found = _by_names(names, sorted(totals), colour=colour, ignore=said.ignore_index)
+        if found is not None:
+            return found
+        if names.colour == colour:
+            warnings.append(
+                f"{names.file.name} names {len(names.of)} classes that do not fit the values of "
+                f"the masks ({_listed(sorted(totals), colour=colour)}); it is not used"
+            )
+    return None
+
+
+def _by_names(
+    names: ClassNames, values: Sequence[int], *, colour: bool, ignore: int | None
+) -> Labels | None:
+    """The labels as a file names them, None where the masks hold other values."""
+    if names.colour != colour:
+        return None
+    of = {value: name for value, name in names.of.items() if value not in names.void}
+    void = {*names.void, *(() if ignore is None else (ignore,))}
+    if not colour:
+        void |= {-1} | ({255, 65535} - set(of))
+    present = [value for value in values if value not in void]
+    if not names.exact and list(values) == [0, 255] and len(of) == 2:
+        of = dict(zip((0, 255), of.values(), strict=True))
+        present, void = [0, 255], set()
+    beyond = set(present) - set(of) == {len(of)}
+    if not names.exact and beyond and min(present) == 0:
+        # A list of things, which leaves the background out.
+        of = {0: "background", **{value + 1: name for value, name in of.items()}}
+    if not 2 <= len(of) < _MOST_CLASSES or len(set(of.values())) < len(of):
+        return None
+    if not set(present) <= set(of):
+        return None
+    hidden = sorted(void.intersection(values))
+    notes = [f"the classes are named by {names.file.name}"]
+    if hidden:
+        notes.append(f"value {_listed(hidden, colour=colour)} is void")
+    return Labels(
+        mode="binary" if len(of) == 2 else "multiclass",
+        names=tuple(of.values()),
+        values=tuple(of),
+        ignore_value=hidden[0] if hidden else ignore,
+        colour=colour,
+        others_are_void=len(hidden) > 1,
+        background=len(of) == 2 or next(iter(of.values())).lower().strip("_ ") in _BACKGROUNDS,
+        notes=tuple(notes),
+    )
+
+
+def _mixture(masks: Sequence[MaskFacts]) -> str | None:
+    """The warning if some masks are 0 and 1, and the others 0 and 255."""
+    ones = [m for m in masks if 1 in m.counts]
+    highs = [m for m in masks if 255 in m.counts]
+    if set(total_counts(list(masks))) != {0, 1, 255} or any(m in highs for m in ones):
+        return None
+    return (
+        f"the masks mix two ways: {len(ones)} hold 0 and 1 (such as {ones[0].path.name}), "
+        f"{len(highs)} hold 0 and 255 (such as {highs[0].path.name}), none holds both; 1 and 255 "
+        "are taken as foreground: if 255 is void, say --ignore-index 255"
+    )
+
+
+def _instances(masks: Sequence[MaskFacts]) -> str | None:
+    """The warning if the values number the objects of each image."""
+    many = [m for m in masks if len(m.counts) > 5]
+    filled = [m for m in masks if len(m.counts) > 1]
+    top = max(total_counts(list(masks)))
+    numbered = [m for m in many if m.instances]
+    if top < 8 or 2 * len(many) < len(filled) or len(numbered) < 0.8 * len(many) or not many:
+        return None
+    return (
+        f"the masks number their objects (up to {top}, each value one small spot): they are maps "
+        "of instances, and every object is taken as foreground; if the values are classes, say "
+        "--classes"
+    )
 
 
 def _without_strays(masks: list[MaskFacts], findings: Findings) -> list[MaskFacts]:

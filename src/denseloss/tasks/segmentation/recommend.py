@@ -139,6 +139,7 @@ def _balance(seen: Fingerprint, mode: Mode) -> Proposed:
 
 def _easy_pixels(seen: Fingerprint, mode: Mode) -> Proposed:
     """Focal, where pixels that are soon right outnumber the rest."""
+    del mode
     shares, common, rare = seen.class_share, _commonest(seen), _rarest(seen)
     if rare == common:
         return
@@ -151,7 +152,7 @@ def _easy_pixels(seen: Fingerprint, mode: Mode) -> Proposed:
     if seen.boundary_share:
         why += f", and {percent(1 - seen.boundary_share)} lie away from any boundary"
     yield (
-        _focal(mode),
+        "focal",
         f"{why}: focal loss (γ = 2) fades the pixels that are already right, so that the hard "
         "ones lead, at the price of probabilities that are less sure.",
     )
@@ -193,10 +194,11 @@ def _edges(seen: Fingerprint, mode: Mode) -> Proposed:
 
 def _small_objects(seen: Fingerprint, mode: Mode) -> Proposed:
     """Focal with Dice, where objects are many and small."""
+    del mode
     small = _smallest(seen)
     if small is not None:
         yield (
-            f"{_focal(mode)} + dice",
+            "focal + dice",
             f"An image has {small.objects:.3g} objects of {_called(small.name)}, half of them "
             f"below {small.area[1]:.0f} px "
             f"({percent(small.area[1] / (seen.height * seen.width))} of an "
@@ -206,11 +208,6 @@ def _small_objects(seen: Fingerprint, mode: Mode) -> Proposed:
 
 
 _RULES = (_missed_pixels, _balance, _easy_pixels, _absent_classes, _edges, _small_objects)
-
-
-def _focal(mode: Mode) -> str:
-    # Plain `focal` gives the foreground of a binary task a quarter of the weight, as for detectors.
-    return "binary_focal(alpha=None)" if mode == "binary" else "focal"
 
 
 def _commonest(seen: Fingerprint) -> int:

@@ -1,6 +1,7 @@
 """The segmentation task: which of this folder's parts answers what."""
 
 import hashlib
+import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -65,12 +66,19 @@ class SegmentationSettings:
         mode: What the masks mean; auto looks.
         classes: How many classes there are, or their names with commas, background first.
         ignore_index: Mask value of the pixels that do not count.
+        images: Where the images are, if they are not found by looking: a folder, or a glob with one
+            * for what an image and its mask share, such as 'img/*.jpg'.
+        masks: Where the masks are, in the same way, such as 'ann/*_seg.png'.
+        skip_unlabelled: Leave out images without a mask.
         deep_supervision: Let dynunet predict at smaller sizes, too, while it trains.
     """
 
     mode: Literal["auto", "binary", "multiclass"] = "auto"
     classes: str | None = None
     ignore_index: int | None = None
+    images: str | None = None
+    masks: str | None = None
+    skip_unlabelled: bool = False
     deep_supervision: bool = False
 
     def as_asked(self) -> dict[str, Any]:
@@ -84,6 +92,9 @@ class SegmentationSettings:
             "mode": None if self.mode == "auto" else self.mode,
             "classes": classes,
             "ignore_index": self.ignore_index,
+            "images": self.images,
+            "masks": self.masks,
+            "skip_unlabelled": self.skip_unlabelled,
         }
 
 
@@ -97,6 +108,13 @@ class Segmentation(Task):
     part = "class"
 
     # ------------------------------------------------------------------------------- data
+
+    def place(self, options: SegmentationSettings) -> str | None:
+        """Return the folder that `--images` and `--masks` have in common."""
+        if options.images is None or options.masks is None:
+            return None
+        ends = [Path(side.partition("*")[0]) for side in (options.images, options.masks)]
+        return os.path.commonpath([end.expanduser().absolute() for end in ends])
 
     def open(
         self,
@@ -136,9 +154,8 @@ class Segmentation(Task):
             digest.update(f"{len(split)}\n".encode())
             for sample in split:
                 size = sample.image.stat().st_size if sample.image is not None else 0
-                mask = sample.mask.read_bytes() if sample.mask is not None else b""
-                digest.update(f"{sample.name}\n{size}\n{len(mask)}\n".encode())
-                digest.update(mask)
+                mask = data.digests.get(sample.name, "")
+                digest.update(f"{sample.name}\n{size}\n{mask}\n".encode())
         return digest.hexdigest()
 
     def dataset(
@@ -209,7 +226,12 @@ class Segmentation(Task):
 
     def criterion(self, weighted_sum: WeightedSum, data: SegmentationData) -> SegmentationCriterion:
         """Return the loss as the masks need it."""
-        return SegmentationCriterion(weighted_sum, mode=data.mode, num_classes=data.num_classes)
+        return SegmentationCriterion(
+            weighted_sum,
+            mode=data.mode,
+            num_classes=data.num_classes,
+            has_void=_has_void(data),
+        )
 
     def meter(self, data: SegmentationData) -> nn.Module:
         """Return the overlap scores of a split, pooled over its pixels."""
@@ -374,6 +396,13 @@ class Segmentation(Task):
     ) -> Iterator[Section]:
         """Return sizes, calibration, images and gradient maps."""
         yield from sections(evidence, details)
+
+
+def _has_void(data: SegmentationData) -> bool:
+    """Whether a mask has void pixels, as far as that is known; they have if they may."""
+    if data.ignore_value is None or not data.pixels:
+        return data.ignore_value is not None
+    return any(pixels[VOID] > 0 for pixels in data.pixels.values())
 
 
 def _confusion(truth: Tensor, prediction: Tensor, classes: int) -> Tensor:

@@ -1,0 +1,577 @@
+"""Which image goes with which mask: found by what folders and files are called."""
+
+import itertools
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from denseloss.data.class_names import ClassNames
+from denseloss.data.errors import DataError
+from denseloss.data.folders import Folder, Split, folders_below
+from denseloss.data.images import is_picture
+from denseloss.data.masks import Joined, mask_files
+from denseloss.data.paths import is_channel, meaning, rank, stem_of
+from denseloss.data.samples import Findings, Sample
+from denseloss.tasks.segmentation.doubts import is_field_of_view
+
+
+class NoMatchError(DataError):
+    """There are folders of images and of masks, but no file of one has its partner in the other."""
+
+
+@dataclass
+class Layout:
+    """The samples that were found.
+
+    Attributes:
+        root: The folder that holds them.
+        kind: What was found, in words.
+        splits: The samples by split.
+        masks: How the masks are called, such as `masks/*_mask`.
+        doubtful: Whether the masks look like none to train on.
+        known: Which known data set it is, as `decide_labels` takes it.
+        names: The names of classes that lie beside the data.
+        notes: What else was found.
+        warnings: What the user should look at.
+    """
+
+    root: Path
+    kind: str
+    splits: dict[Split, list[Sample]] = field(default_factory=dict)
+    masks: str = ""
+    doubtful: bool = False
+    known: str = ""
+    names: list[ClassNames] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
+
+    @property
+    def samples(self) -> list[Sample]:
+        """Those of all splits."""
+        return [sample for group in self.splits.values() for sample in group]
+
+
+@dataclass(frozen=True)
+class Kind:
+    """Masks that are called alike.
+
+    Attributes:
+        name: Such as `masks/*_mask`.
+        doubt: Why they are none to train on, `""` where nothing says so.
+    """
+
+    name: str
+    doubt: str
+
+    def __str__(self) -> str:
+        return self.name.removesuffix("*") or "*"
+
+
+_DOUBTS = {
+    "": "",
+    "instance": "maps of instances",
+    "eye": "drawn for the eye",
+    "view": "a camera's field of view, by its shape",
+}
+
+
+@dataclass
+class Found:
+    """An image, and all masks that may be its own."""
+
+    image: Path
+    folder: Folder
+    masks: dict[Kind, list[Path]] = field(default_factory=dict)
+    name: str = ""
+    split: Split = None
+    channels: int = 1
+
+    def __post_init__(self) -> None:
+        self.split = self.folder.split
+        if not self.name:
+            stem, place = self.image.stem, self.folder.place
+            spoken = place and (stem == place[-1] or "" in stem_of(stem).keys)
+            self.name = "/".join(place if spoken else [*place, stem])
+
+
+# ------------------------------------------------------------------------------------ looking
+
+
+def find_pairs(root: Path, findings: Findings, *, skip: bool) -> Layout | None:
+    """Look at a folder and pair its images with its masks.
+
+    Args:
+        root: The folder.
+        findings: Where files without a partner are told.
+        skip: Leave out images without a mask.
+
+    Returns:
+        The pairs; None where no picture in there is called like a mask.
+
+    Raises:
+        NoMatchError: Images and masks do not belong together.
+        DataError: Some do not.
+    """
+    folders = folders_below(root)
+    of = {role: [f for f in folders if f.role == role] for role in ("image", "mask", None)}
+    images, masks = of["image"] or of[None], of["mask"]
+    found: list[Found] = []
+    at = _by_place(masks)
+    for folder in images:
+        pairs = _with_masks(folder, at)
+        if not any(pair.masks for pair in pairs):
+            pairs = _side_by_side(folder) or pairs
+        found += pairs
+    if not any(pair.masks for pair in found):
+        found = [pair for folder in folders for pair in _side_by_side(folder) or ()]
+    if not found:
+        if not (of["image"] and masks):
+            return None
+        raise NoMatchError(
+            f"{of['image'][0].path}: no image has a mask of its name in {masks[0].path} (for "
+            f"example {of['image'][0].files[0].name} and {masks[0].files[0].name}); give a mask "
+            "its image's name, or say what both share with --images and --masks, such as "
+            "--images 'img/*.jpg' --masks 'ann/*_seg.png'"
+        )
+    layout = _layout(root, found, findings, skip=skip)
+    _name_what_is_left(layout, folders, found)
+    return layout
+
+
+def by_names_alone(root: Path, findings: Findings, *, skip: bool) -> Layout | None:
+    """Pair the images with another folder whose files have the images' names.
+
+    Args:
+        root: The folder.
+        findings: Where files without a partner are told.
+        skip: Leave out images without a mask.
+    """
+    folders = folders_below(root)
+    images = [f for f in folders if f.role == "image"]
+    # The last part of the path of another folder is its own name, and no place.
+    others = [
+        replace(f, means=(*f.means[:-1], replace(f.means[-1], role="mask", rest="")))
+        for f in folders
+        if f.role is None and f.means
+    ]
+    at = _by_place(others)
+    found = [pair for folder in images for pair in _with_masks(folder, at)]
+    covered = sum(bool(pair.masks) for pair in found)
+    if not covered or covered < 0.9 * len(found):
+        return None
+    layout = _layout(root, found, findings, skip=skip)
+    layout.notes.append(f"{layout.masks} is taken for the masks: its files have the images' names")
+    return layout
+
+
+def told_pairs(images: str, masks: str, root: Path, findings: Findings, *, skip: bool) -> Layout:
+    """Pair as the user says, by folders or by globs with one `*`, which is what both share.
+
+    Args:
+        images: A folder or a glob, as it is written or below `root`.
+        masks: The same.
+        root: The data's folder.
+        findings: Where files without a partner are told.
+        skip: Leave out images without a mask.
+
+    Raises:
+        DataError: With the option, if it names nothing.
+    """
+    sides = {"--images": _resolved(images, root, "--images")}
+    sides["--masks"] = _resolved(masks, root, "--masks")
+    if not any("*" in side for side in sides.values()):
+        of: dict[str, list[Folder]] = {}
+        for option, role in (("--images", "image"), ("--masks", "mask")):
+            folders = folders_below(Path(sides[option]))
+            of[option] = [replace(folder, told=role) for folder in folders]  # type: ignore[arg-type]
+        at = _by_place(of["--masks"])
+        found = [p for f in of["--images"] for p in _with_masks(f, at)]
+    else:
+        keyed = {option: _by_key(side) for option, side in sides.items()}
+        kind = Kind(masks, "")
+        found = [
+            Found(
+                image,
+                Folder(image.parent, (), ()),
+                {kind: [keyed["--masks"][key]]} if key in keyed["--masks"] else {},
+                name=key,
+            )
+            for key, image in keyed["--images"].items()
+        ]
+    if not any(pair.masks for pair in found):
+        raise DataError(
+            f"--images {images} and --masks {masks}: no image has a mask of its name; write a * "
+            "for what an image and its mask share, such as --images 'img/*.jpg' --masks "
+            "'ann/*_seg.png'"
+        )
+    layout = _layout(root, found, findings, skip=skip)
+    layout.kind = f"pairs of {images} and {masks}"
+    return layout
+
+
+def _resolved(text: str, root: Path, option: str) -> str:
+    if text.count("*") > 1 or "?" in text or "[" in text:
+        raise DataError(f"{option} {text}: write a folder, or a glob with one *")
+    for path in (Path(text).expanduser(), root / text):
+        if path.is_dir() or ("*" in text and next(_globbed(str(path)), None)):
+            return str(path)
+    what = "no file is called so" if "*" in text else "there is no such folder"
+    raise DataError(f"{option} {text}: {what}, neither from here nor in {root}")
+
+
+def _globbed(text: str) -> Iterator[tuple[str, Path]]:
+    """Yield what the star stands for, and the picture."""
+    before, _, after = text.partition("*")
+    folder = Path(before if before.endswith("/") else Path(before).parent)
+    for path in (
+        sorted(folder.glob(text[len(str(folder)) :].lstrip("/"))) if folder.is_dir() else ()
+    ):
+        if is_picture(path):
+            whole = str(path)
+            yield whole[len(before) : len(whole) - len(after)], path
+
+
+def _by_key(side: str) -> dict[str, Path]:
+    if "*" in side:
+        return dict(_globbed(side))
+    return {file.stem: file for folder in folders_below(Path(side)) for file in folder.files}
+
+
+# ------------------------------------------------------------------------------------ pairing
+
+
+At = Mapping[tuple[str, ...], Sequence[Folder]]
+"""Folders of masks by their key."""
+
+
+def _by_place(folders: Iterable[Folder]) -> At:
+    at: dict[tuple[str, ...], list[Folder]] = defaultdict(list)
+    for folder in folders:
+        at[folder.key].append(folder)
+    return at
+
+
+def _with_masks(folder: Folder, masks: At) -> list[Found]:
+    """Return the images of a folder with the masks of the folders that are its partners."""
+    partners = _partners(folder, masks)
+    files = [(file, partner) for partner in partners for file in partner.files]
+    return _matched(folder, list(folder.files), files)
+
+
+def _partners(folder: Folder, masks: At) -> list[Folder]:
+    near: Sequence[Folder] = masks.get(folder.key, ())
+    if not near:  # one side has its files in folders of towns or patients, the other has not
+        near = masks.get((), ()) if folder.key else [m for group in masks.values() for m in group]
+    found = [m for m in near if m.split == folder.split] or [m for m in near if m.split is None]
+    if folder.split is None:
+        found = found or list(near)
+    # images_1 belongs to masks_1, and 01/ to 01_GT/.
+    own = folder.rest or folder.key[-1:]
+    same = [m for m in found if m.rest == own]
+    return same if own and same else found
+
+
+def _side_by_side(folder: Folder) -> list[Found] | None:
+    """Pair the files of one folder: masks have a word of masks, or are PNG beside JPEG."""
+    masks = [file for file in folder.files if stem_of(file.stem).role == "mask"]
+    if not masks:
+        jpegs = {f.stem for f in folder.files if f.suffix.lower() in (".jpg", ".jpeg")}
+        masks = [f for f in folder.files if f.suffix.lower() == ".png" and f.stem in jpegs]
+    taken = set(masks)
+    images = [file for file in folder.files if file not in taken]
+    if not masks or not images:
+        return None
+    found = _matched(folder, images, [(file, folder) for file in masks])
+    return found if any(pair.masks for pair in found) else None
+
+
+def _matched(folder: Folder, images: list[Path], masks: list[tuple[Path, Folder]]) -> list[Found]:
+    """Give each mask to the image whose name is its own with the fewest words taken off."""
+    found = {image: Found(image, folder) for image in images}
+    edges = _edges(images, masks)
+    if len(edges) < min(len(images), len(masks)) / 2:
+        edges = _edges_without_what_all_share(images, masks) or edges
+    of = dict(masks)
+    dropped: set[Path] = set()
+    for mask, (owners, affix) in edges.items():
+        if len(owners) > 1 and all(is_channel(image.stem) for image in owners):
+            dropped.update(owners[1:])
+            found[owners[0]].channels = len(owners)
+            owners = owners[:1]
+        for image in owners:
+            pair = found[image]
+            pair.masks.setdefault(_kind(of[mask], affix), []).append(mask)
+            pair.split = pair.split or of[mask].split
+    if len(images) == 1 and folder.place and len(masks) > len(edges):
+        # A folder for each image: all masks in it belong to the image.
+        left = [mask for mask, _ in masks if mask not in edges]
+        for mask in left:
+            found[images[0]].masks.setdefault(_kind(of[mask], "*"), []).append(mask)
+    for pair in found.values():
+        _tell_versions_apart(pair, of)
+    return [pair for image, pair in found.items() if image not in dropped]
+
+
+def _kind(folder: Folder, affix: str, *, literal: bool = False) -> Kind:
+    doubts = [m.doubt for m in (*folder.means, meaning(affix)) if m.doubt]
+    place = folder.literal if literal else folder.template
+    return Kind(f"{place}{affix}", doubts[-1] if doubts else "")
+
+
+def _tell_versions_apart(pair: Found, of: Mapping[Path, Folder]) -> None:
+    """Take masks of one name in several folders, such as v1.2/ and v2.0/, for several kinds."""
+    for kind, files in list(pair.masks.items()):
+        if len(files) > 1 and len({f.stem for f in files}) == 1:
+            folders = {of[file].path for file in files}
+            if len(folders) == len(files):
+                del pair.masks[kind]
+                affix = kind.name.rpartition("/")[2]
+                for file in files:
+                    pair.masks[_kind(of[file], affix, literal=True)] = [file]
+
+
+Edges = dict[Path, tuple[list[Path], str]]
+"""For each mask its images, one if all is well, and what was taken off the mask's name."""
+
+
+def _edges(images: Iterable[Path], masks: Sequence[tuple[Path, Folder]]) -> Edges:
+    at: dict[str, list[tuple[int, Path]]] = defaultdict(list)
+    for image in images:
+        for words, key in enumerate(stem_of(image.stem).keys):
+            at[key].append((words, image))
+    edges: Edges = {}
+    for mask, _ in masks:
+        stem = stem_of(mask.stem)
+        nearest: dict[Path, tuple[int, int]] = {}
+        for place, key in enumerate(stem.keys):
+            for words, image in at.get(key, ()):
+                nearest.setdefault(image, (place + words, place))
+        if nearest:
+            fewest = min(nearest.values())
+            owners = sorted(i for i, cost in nearest.items() if cost[0] == fewest[0])
+            edges[mask] = owners, stem.affixes[fewest[1]]
+    return edges
+
+
+def _edges_without_what_all_share(
+    images: Sequence[Path], masks: Sequence[tuple[Path, Folder]]
+) -> Edges:
+    """Match what is left of the names without the beginning and end that all of a side share."""
+    start, end = _shared([image.stem for image in images])
+    of = {image.stem[start : len(image.stem) - end].lower(): [image] for image in images}
+    alike: dict[tuple[str, str], list[Path]] = defaultdict(list)
+    for mask, folder in masks:
+        alike[folder.template, stem_of(mask.stem).affixes[-1]].append(mask)
+    edges: Edges = {}
+    for (_, affix), group in alike.items():
+        rests = {mask: stem_of(mask.stem).keys[-1] for mask in group}
+        first, last = _shared(list(rests.values()))
+        for mask, rest in rests.items():
+            key = rest[first : len(rest) - last]
+            if key in of:
+                around = f"{rest[:first]}*{rest[len(rest) - last :]}"
+                edges[mask] = of[key], affix.replace("*", around)
+    return edges
+
+
+def _shared(stems: Sequence[str]) -> tuple[int, int]:
+    """How many letters all names share at the beginning and at the end; never part of a number."""
+    if len(stems) < 2:
+        return 0, 0
+    start = _common(stems)
+    while start and stems[0][start - 1].isdigit():
+        start -= 1
+    end = _common([stem[::-1] for stem in stems])
+    while end and stems[0][len(stems[0]) - end].isdigit():
+        end -= 1
+    return start, min(end, min(map(len, stems)) - start)
+
+
+def _common(words: Sequence[str]) -> int:
+    """How many letters all words begin with."""
+    same = itertools.takewhile(lambda letters: len(set(letters)) == 1, zip(*words, strict=False))
+    return sum(1 for _ in same)
+
+
+# ------------------------------------------------------------------------------------ choosing
+
+
+def _layout(root: Path, found: list[Found], findings: Findings, *, skip: bool) -> Layout:
+    """Choose among the kinds of masks, and divide the samples by their splits."""
+    found = _of_one_kind_of_images(found)
+    kinds = Counter(kind for pair in found for kind in pair.masks)
+    ranked = _ranked(kinds, found)
+    layout = Layout(root, "")
+    here: dict[Folder, set[Kind]] = defaultdict(set)
+    for pair in found:
+        here[pair.folder].update(pair.masks)
+    of = {folder: next((k for k in ranked if k in kinds), None) for folder, kinds in here.items()}
+    taken = list(dict.fromkeys(kind for kind in of.values() if kind is not None))
+    _say_which(layout, taken, ranked)
+    labelled: dict[Split, list[Sample]] = defaultdict(list)
+    bare: dict[Split, list[Found]] = defaultdict(list)
+    joined: list[int] = []
+    owners: dict[Path, Path] = {}
+    for pair in found:
+        kind = of[pair.folder]
+        files = pair.masks.get(kind, []) if kind is not None else []
+        if not files:
+            bare[pair.split].append(pair)
+            continue
+        same = [f for f in files[1:] if f.stem.lower() == files[0].stem.lower()]
+        other = owners.setdefault(files[0], pair.image)
+        if same or other != pair.image:
+            twice = (files[0], same[0]) if same else (other, pair.image)
+            text = f"{twice[0]}: {twice[1].name} has the same name; keep one of them"
+            findings.problem(text, pair.image, other, *files)
+        if len(files) > 1:
+            joined.append(len(files))
+        mask = files[0] if len(files) == 1 else Joined(tuple(files))
+        labelled[pair.split].append(Sample(pair.name, pair.image, mask))
+    layout.splits = dict(labelled)
+    if joined:
+        counts = f"{min(joined)}" if len(set(joined)) == 1 else f"{min(joined)} to {max(joined)}"
+        layout.notes.append(
+            f"{len(joined)} images have {counts} mask files each: their union is the mask"
+        )
+    if several := [pair.channels for pair in found if pair.channels > 1]:
+        layout.warnings.append(
+            f"{len(several)} images have {max(several)} channels in files of their own: only the "
+            "first one (_0000) is read"
+        )
+    _say_unlabelled(layout, bare, findings, skip=skip)
+    images = sorted({pair.folder.template for pair in found})
+    layout.masks = str(taken[0]) if taken else ""
+    layout.doubtful = any(kind.doubt in ("eye", "instance") for kind in taken)
+    layout.kind = f"pairs of {images[0] or '*'} and {layout.masks} in {root}"
+    _check_names(layout)
+    return layout
+
+
+def _of_one_kind_of_images(found: list[Found]) -> list[Found]:
+    """Leave out the images of folders whose masks belong to the images of a better folder."""
+    claims: dict[Path, set[str]] = defaultdict(set)
+    for pair in found:
+        for files in pair.masks.values():
+            for file in files:
+                claims[file].add(pair.folder.template)
+    contested = {template for names in claims.values() if len(names) > 1 for template in names}
+    if not contested:
+        return found
+    count = Counter(pair.folder.template for pair in found if pair.masks)
+    best = min(contested, key=lambda name: (-count[name], len(name), name))
+    return [pair for pair in found if pair.folder.template not in contested - {best}]
+
+
+def _ranked(kinds: Counter[Kind], found: Sequence[Found]) -> list[Kind]:
+    """The kinds, the best first; one that shows the same in every file gets a doubt."""
+    order = list(_DOUBTS)
+
+    def key(kind: Kind) -> tuple[int, int, float, int]:
+        later, word = rank(kind.name)
+        return order.index(kind.doubt), later, -kinds[kind] / len(found), word
+
+    checked = []
+    for kind in list(kinds):
+        files = [pair.masks[kind][0] for pair in found if kind in pair.masks]
+        view = not kind.doubt and is_field_of_view(files)
+        doubtful = replace(kind, doubt="view") if view else kind
+        if view:
+            kinds[doubtful] = kinds[kind]
+            for pair in found:
+                if kind in pair.masks:
+                    pair.masks[doubtful] = pair.masks.pop(kind)
+        checked.append(doubtful)
+    return sorted(checked, key=key)
+
+
+def _say_which(layout: Layout, taken: Sequence[Kind], ranked: Sequence[Kind]) -> None:
+    for kind in taken:
+        if kind.doubt == "view":
+            layout.warnings.append(
+                f"{kind} shows the same large shape in every file, as a camera's field of view: if "
+                "it is not what you want to find, say --images and --masks"
+            )
+    others = [kind for kind in ranked if kind not in taken]
+    if not others:
+        return
+    said = []
+    for kind in others:
+        why = _DOUBTS[kind.doubt] or ("a later observer" if rank(kind.name)[0] else "")
+        said.append(f"{kind} ({why})" if why else str(kind))
+    layout.notes.append(f"masks: {', '.join(map(str, taken))}; not taken: {', '.join(said)}")
+    equal = [str(k) for k in others if not k.doubt and not rank(k.name)[0]]
+    if equal and "ids" not in taken[0].name.lower():
+        layout.warnings.append(
+            f"{taken[0]} and {', '.join(equal)} could both be the masks; {taken[0]} was taken: "
+            "if that is wrong, say --images and --masks"
+        )
+
+
+def _say_unlabelled(
+    layout: Layout, bare: Mapping[Split, list[Found]], findings: Findings, *, skip: bool
+) -> None:
+    for split, pairs in bare.items():
+        labelled = layout.splits.get(split, [])
+        if split is not None and not labelled:
+            layout.notes.append(f"{split}: {len(pairs)} images without masks, left out")
+            continue
+        voc = pairs[0].folder.path.name == "JPEGImages"  # most have boxes only, by design
+        if skip or voc:
+            layout.notes.append(f"{len(pairs)} images without a mask, left out")
+            continue
+        files = [pair.image for pair in pairs]
+        way = "or leave such images out with --skip-unlabelled"
+        if len(files) == 1:
+            text = f"has no mask of its name; add the mask or remove the image, {way}"
+            findings.problem(f"{files[0]}: {text}", *files)
+            continue
+        total = len(files) + len(labelled)
+        text = f"{len(files)} of {total} images have no mask ({_some(files)}); add the masks, {way}"
+        findings.problem(f"{files[0].parent}: {text}", *files)
+
+
+def _some(files: Sequence[Path]) -> str:
+    return ", ".join([*(file.name for file in files[:3]), *["..."] * (len(files) > 3)])
+
+
+def _name_what_is_left(layout: Layout, folders: Sequence[Folder], found: Sequence[Found]) -> None:
+    """Note the folders whose pictures are neither an image nor a candidate for a mask."""
+    known = {pair.image for pair in found}
+    known |= {file for pair in found for files in pair.masks.values() for file in files}
+    left = [f for f in folders if not known.intersection(f.files)]
+    if left:
+        said = [f"{f.path.relative_to(layout.root)}/ ({len(f.files)})" for f in left[:4]]
+        more = ["..."] * (len(left) > 4)
+        layout.notes.append(f"pictures that are not used: {', '.join([*said, *more])}")
+
+
+def orphans(root: Path, layout: Layout, findings: Findings) -> None:
+    """Tell of the masks that have no image, in the folders that masks were taken from."""
+    used = {file for sample in layout.samples for file in mask_files(sample.mask)}
+    places = {file.parent for file in used}
+    images = {sample.image for sample in layout.samples}
+    for folder in folders_below(root):
+        if folder.path not in places or images.intersection(folder.files):
+            continue
+        affixes = {stem_of(f.stem).affixes[-1] for f in folder.files if f in used}
+        left = [f for f in folder.files if f not in used and stem_of(f.stem).affixes[-1] in affixes]
+        if len(left) == 1:
+            text = f"{left[0]}: this mask has no image; add the image or remove the mask"
+            findings.problem(text, *left)
+        elif left:
+            text = f"{len(left)} masks have no image ({_some(left)}); add the images or remove them"
+            findings.problem(f"{folder.path}: {text}", *left)
+
+
+def _check_names(layout: Layout) -> None:
+    seen: dict[str, Path | None] = {}
+    for split, samples in layout.splits.items():
+        for i, sample in enumerate(samples):
+            if sample.name not in seen:
+                seen[sample.name] = sample.image
+                continue
+            # Splits that are folders may number their images alike.
+            name = f"{split}/{sample.name}" if split else "/".join(sample.files[0].parts[-3:])
+            samples[i] = replace(sample, name=name)

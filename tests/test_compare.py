@@ -36,6 +36,7 @@ from denseloss.data.files import load_arrays, save_arrays
 from denseloss.tasks import Candidate
 from denseloss.tasks.segmentation import Segmentation, open_data
 from denseloss.tasks.segmentation.measure import METRICS
+from denseloss.train.folder import FORMAT
 from denseloss.train.run import _prepared
 from tests.plans import trial_plan
 
@@ -846,7 +847,7 @@ def test_what_a_trial_left_is_looked_at_before_it_is_used(
 ) -> None:
     files = TrialFolder(tmp_path, Trial(loss="dice", seed=0, lr=0.01))
     files.path.mkdir(parents=True)
-    files.run.write_config({"settings": trial_plan().to_table(), "run": {"format": 2}})
+    files.run.write_config({"settings": trial_plan().to_table(), "run": {"format": FORMAT}})
     files.run.summary_file.write_text('{"best": {"score": null}, "seconds": 1}')
     files.run.metrics_file.write_text("epoch,step,loss,val_loss,score\n1,1,1,1,nan\n")
     for file in (files.validation_file, files.held_out_file):
@@ -869,7 +870,7 @@ def test_a_comparison_goes_on_where_its_data_was_moved_to_and_not_with_other_mas
     def config(data: str, *, files: str = "a", **changed: object) -> dict[str, dict[str, object]]:
         tables = whole_plan(common=trial_plan(data=data, **changed)).to_tables()
         facts = {"name": Path(data).name, "train": 3, "files": files}
-        return {**tables, "data": facts, "run": {"format": 2}}
+        return {**tables, "data": facts, "run": {"format": FORMAT}}
 
     folder.write_config(config("/here/cells"))
     folder.write_config(config("/there/tissue"))
@@ -903,7 +904,11 @@ def test_a_broken_configuration_of_a_comparison_is_one_line(
     tmp_path: Path, change: tuple[str, str], message: str
 ) -> None:
     told = {"name": "cells", "lines": [], "train": 3, "val": 1, "test": 1, "split": "by seed"}
-    tables = {**whole_plan().to_tables(), "data": told, "run": {"format": 2, "command": "compare"}}
+    tables = {
+        **whole_plan().to_tables(),
+        "data": told,
+        "run": {"format": FORMAT, "command": "compare"},
+    }
     folder = ComparisonFolder(tmp_path)
     folder.write_config(tables)
     assert folder.plan(folder.config() or {}).losses == ("a", "b")

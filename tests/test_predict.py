@@ -17,7 +17,8 @@ from torch import Tensor, nn
 
 from denseloss import cli
 from denseloss.data.errors import InputError
-from denseloss.data.images import read_image, read_mask
+from denseloss.data.images import read_image
+from denseloss.data.masks import read_mask
 from denseloss.data.transforms import MEAN, STD, normalise
 from denseloss.tasks.segmentation import open_data, tiles
 from denseloss.tasks.segmentation.measure import measure

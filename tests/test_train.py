@@ -39,7 +39,7 @@ from denseloss.tasks.segmentation.meter import OverlapMeter
 from denseloss.tasks.segmentation.network import build_model
 from denseloss.train import TrainSettings, train
 from denseloss.train.errors import DivergedError
-from denseloss.train.folder import RunFolder, difference, to_toml
+from denseloss.train.folder import FORMAT, RunFolder, difference, to_toml
 from denseloss.train.loading import Loading, Shard, train_loader
 from denseloss.train.plan import check_devices, plan_of
 from denseloss.train.precision import faster
@@ -959,7 +959,7 @@ def test_a_broken_configuration_is_one_line(
 ) -> None:
     run = RunFolder(tmp_path / "run")
     plan = trial_plan(steps=8).to_table()
-    run.write_config({"settings": plan, "data": {}, "run": {"format": 2}})
+    run.write_config({"settings": plan, "data": {}, "run": {"format": FORMAT}})
     text = run.config_file.read_text()
     assert change[0] in text
     run.config_file.write_text(text.replace(*change))

@@ -88,10 +88,11 @@ def _looked_for(outer: Path, findings: Findings, *, skip: bool) -> Layout:
     if layout is None or layout.doubtful:
         layout = _annotated(root, read_annotations(root, findings)) or layout
     layout = layout or by_names_alone(root, findings, skip=skip)
-    if layout is None or layout.doubtful:
-        layout = _annotated(root, read_formats(root)) or layout
+    others = read_formats(root) if layout is None or layout.doubtful else None
+    if isinstance(others, Annotated):
+        layout = _annotated(root, others)
     if layout is None:
-        raise unmatched or DataError(_nothing_found(outer))
+        raise unmatched or DataError(f"{_nothing_found(outer)}{f'; {others}' * bool(others)}")
     if root != outer:
         layout.notes.append(f"the data lies in {root}")
     orphans(root, layout, findings)

@@ -11,7 +11,16 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from denseloss.compare.results import Comparison, Failure, LossResults, Needed, Results
+from denseloss.compare.results import (
+    Answer,
+    Comparison,
+    Failure,
+    LossResults,
+    LossStanding,
+    NextStep,
+    Results,
+    Standing,
+)
 from denseloss.explain.cost import Cost
 from denseloss.report.numbers import Estimate
 from denseloss.report.sections import Section
@@ -32,7 +41,9 @@ BINARY_LOSSES = (
     "structure",
 )
 BINARY_NAMES = ("background", "nucleus")
-BINARY_EFFECTS = (0.0, 0.021, 0.014, -0.018, 0.003, 0.016)
+BINARY_EFFECTS = (0.0, 0.021, 0.014, -0.018, 0.013, 0.020)
+BINARY_HALVES = (0.008, 0.0, 0.012, 0.008, 0.011, 0.003)
+"""Of the intervals of the differences from the second loss."""
 NOTHING = Estimate(
     value=math.nan, low=math.nan, high=math.nan, standard_error=math.nan, freedom=math.nan
 )
@@ -175,26 +186,65 @@ def looks(losses: Sequence[str], *, count: int, size: int = 128) -> tuple[Gradie
 
 def compared(metric: Metric, pooling: Pooling, by: float, half: float) -> Comparison:
     sign = 1 if metric.higher_is_better else -1
-    decided = abs(by) > half
-    verdict = "undecided" if not decided else "better" if sign * by > 0 else "worse"
-    p = 0.009 * math.exp(-abs(by / half)) if decided else 0.41
     return Comparison(
         metric=metric.key,
         pooling=pooling,
         seeds=5,
         images=67,
         difference=estimate(by, half),
-        p=p,
-        p_corrected=min(1.0, 4 * p),
-        probability_of_improvement=estimate(0.5 + sign * min(0.35, 0.2 * by / half), 0.06)
-        if pooling == "image"
-        else NOTHING,
-        effect_size=0.4 * by / half if pooling == "image" else math.nan,
-        needed=Needed(effect=0.005, seeds=None if not decided else 9, images=140),
-        verdict=verdict,
-        words=f"It is {verdict}: {by:+.3f} {metric.name} against `binary_cross_entropy` "
-        f"(95 % CI {by - half:+.3f} to {by + half:+.3f}).",
+        by_seed=tuple(by + half * far for far in (-0.7, 0.9, 0.1, -0.5, 0.2)),
+        verdict="" if abs(by) <= half else "better" if sign * by > 0 else "worse",
     )
+
+
+def standing(
+    place: Standing,
+    words: str,
+    *,
+    worse_by: float = 0.0,
+    upper: float = 0.0,
+    risk: tuple[float, float, float] = (math.nan, math.nan, math.nan),
+    more_seeds: int | None = None,
+) -> LossStanding:
+    best, within, regret = risk
+    return LossStanding(
+        standing=place,
+        worse_by=worse_by,
+        upper=upper,
+        best=best,
+        within=within,
+        regret=regret,
+        more_seeds=more_seeds,
+        words=words,
+    )
+
+
+BINARY_STANDINGS = (
+    standing(
+        "ruled out", "Ruled out: worse by at least 0.010 Dice.", worse_by=0.010,
+        risk=(0.0, 0.002, 0.0214),
+    ),
+    standing(
+        "recommended", "`binary_cross_entropy + binary_dice` is the one to take.", upper=0.004,
+        risk=(0.58, 0.94, 0.0014),
+    ),
+    standing(
+        "open", "It may be the best or worse by 0.019 Dice: not enough seeds to tell.", upper=0.009,
+        risk=(0.09, 0.31, 0.0083), more_seeds=6,
+    ),
+    standing(
+        "ruled out", "Ruled out: worse by at least 0.028 Dice.", worse_by=0.028,
+        risk=(0.0, 0.0, 0.0391),
+    ),
+    standing(
+        "not better", "It may be the best, but not by more than 0.005 Dice.", upper=0.003,
+        risk=(0.02, 0.22, 0.0093),
+    ),
+    standing(
+        "equal", "Practically equal to `binary_cross_entropy + binary_dice`.", upper=0.002,
+        risk=(0.31, 0.90, 0.0022),
+    ),
+)  # fmt: skip
 
 
 def rows(rng: np.random.Generator, top: float, speed: float) -> tuple[Mapping[str, float], ...]:
@@ -233,7 +283,24 @@ def calibration(index: int, names: Sequence[str], *, binary: bool) -> Calibratio
     )
 
 
-def one_loss(index: int, loss: str, by: float, names: Sequence[str], sizes: bool) -> LossResults:
+def one_loss(
+    index: int,
+    loss: str,
+    by: float,
+    names: Sequence[str],
+    sizes: bool,
+    *,
+    taken: float = 0.0,
+    half: float = 0.008,
+    stands: LossStanding | None = None,
+) -> LossResults:
+    """A loss whose score is `by` above a usual one's.
+
+    Args:
+        taken: The same of the recommended loss.
+        half: Of the interval of the difference from that one; 0 for that loss itself.
+        stands: Where it stands.
+    """
     rng = np.random.default_rng(index)
     first = 1 if len(names) == 2 else 0
     keys = [(metric, pooling) for metric in METRICS for pooling in metric.poolings]
@@ -248,8 +315,8 @@ def one_loss(index: int, loss: str, by: float, names: Sequence[str], sizes: bool
         scores[key] = estimate(value, wide)
         for i, name in enumerate(names[first:]):
             per_part[(*key, name)] = estimate(value - 0.011 * i * abs(far), wide * 1.3)
-        if index:
-            comparisons[key] = compared(metric, pooling, far * by, wide)
+        if half:
+            comparisons[key] = compared(metric, pooling, far * (by - taken), wide * half / 0.008)
     return LossResults(
         loss=loss,
         lr=1e-2 if index == 3 else 1e-3,
@@ -283,14 +350,17 @@ def one_loss(index: int, loss: str, by: float, names: Sequence[str], sizes: bool
         seconds=tuple(190.0 + 7 * index + seed for seed in range(5)),
         failures=(),
         comparisons=comparisons,
+        standing=stands or standing("open", "Not enough seeds to tell.", upper=0.01, more_seeds=4),
     )
 
 
 def binary_results() -> Results:
-    """Six losses, five seeds, everything there."""
+    """Six losses, five seeds, everything there; the second is recommended."""
     losses = [
-        one_loss(i, loss, by, BINARY_NAMES, True)
-        for i, (loss, by) in enumerate(zip(BINARY_LOSSES, BINARY_EFFECTS, strict=True))
+        one_loss(i, loss, by, BINARY_NAMES, True, taken=BINARY_EFFECTS[1], half=half, stands=stands)
+        for i, (loss, by, half, stands) in enumerate(
+            zip(BINARY_LOSSES, BINARY_EFFECTS, BINARY_HALVES, BINARY_STANDINGS, strict=True)
+        )
     ]
     reason = "Objects are small (median 180 pixels): overlap losses weigh them like large ones."
     losses[1] = dataclasses.replace(losses[1], reason=reason)
@@ -322,17 +392,25 @@ def binary_results() -> Results:
         level=0.95,
         effect=0.005,
         losses=tuple(losses),
-        verdict=(
-            "Three of five losses beat `binary_cross_entropy` on dsb2018_nuclei; the best is "
-            "`binary_cross_entropy + binary_dice`.",
-            "`binary_cross_entropy + binary_dice` beats `binary_cross_entropy` by 0.021 Dice "
-            "(95 % CI 0.013 to 0.029, corrected p = 0.004).",
-            "`binary_dice(beta=2, smooth=1) + 0.5*binary_focal(gamma=2)` beats it by 0.014 Dice "
-            "(95 % CI 0.006 to 0.022, corrected p = 0.006).",
-            "`structure` beats it by 0.016 Dice (95 % CI 0.008 to 0.024, corrected p = 0.005).",
-            "`binary_focal(gamma=2)` is worse by 0.018 Dice (95 % CI 0.010 to 0.026).",
-            "`binary_tversky(alpha=0.3, beta=0.7)`: no difference detectable at this budget; "
-            "about 9 more seeds would be needed for an effect of 0.005.",
+        answer=Answer(
+            loss=1,
+            words=(
+                "Take `binary_cross_entropy + binary_dice`: with a probability of 94 % it is "
+                "within 0.005 Dice of the best.",
+                "It is the best one with a probability of 58 %; the expected loss is 0.0014 Dice.",
+                "With 95 % confidence the best is among B, C, E and F.",
+            ),
+            next=NextStep(
+                words="6 more seeds of B and C, about 41 min.",
+                command="denseloss compare shared/data/dsb2018_nuclei "
+                + " ".join(f'--loss "{loss}"' for loss in BINARY_LOSSES)
+                + " --seeds 11 --lr 3 --steps 1200 --out runs/nuclei",
+            ),
+            smallest=0.011,
+            trades=(
+                "Compared with B, A finds less: recall falls by 0.031, precision rises by 0.012.",
+                "F costs 2 times the training step of B and buys nothing that is clear.",
+            ),
         ),
         warnings=(
             "1 planned trial is not finished yet; what follows is about the others.",
@@ -358,6 +436,7 @@ def binary_results() -> Results:
             + " --seeds 5 --lr 3 --steps 1200 --out runs/nuclei",
             "denseloss report runs/nuclei",
         ),
+        rate_seeds=1,
         versions={
             "denseloss": "0.1.0",
             "torch": "2.15.0",
@@ -388,7 +467,10 @@ def multiclass_results() -> Results:
     """One seed, a loss that failed throughout, and much that is missing; names full of marks."""
 
     def single(index: int) -> LossResults:
-        full = one_loss(index, MULTICLASS_LOSSES[index], -0.02 * index, MULTICLASS_NAMES, False)
+        full = one_loss(
+            index, MULTICLASS_LOSSES[index], -0.02 * index, MULTICLASS_NAMES, False,
+            half=0.008 * index,
+        )  # fmt: skip
 
         def alone(found: Estimate) -> Estimate:
             return dataclasses.replace(NOTHING, value=found.value)
@@ -398,13 +480,8 @@ def multiclass_results() -> Results:
                 found,
                 seeds=1,
                 difference=alone(found.difference),
-                probability_of_improvement=alone(found.probability_of_improvement),
-                p=math.nan,
-                p_corrected=math.nan,
-                effect_size=math.nan,
-                needed=Needed(effect=0.005, seeds=None, images=None),
-                verdict="undecided",
-                words="One seed only: no conclusion can be drawn.",
+                by_seed=(found.difference.value,),
+                verdict="",
             )
 
         return dataclasses.replace(
@@ -426,6 +503,9 @@ def multiclass_results() -> Results:
             steps_to_95={0: 80},
             seconds=(41.5,),
             comparisons={key: unsure(found) for key, found in full.comparisons.items()},
+            standing=standing(
+                "recommended" if index == 0 else "open", "One seed cannot tell.", upper=math.inf
+            ),
         )
 
     failed = LossResults(
@@ -451,6 +531,7 @@ def multiclass_results() -> Results:
             ),
         ),
         comparisons={},
+        standing=standing("open", "It has no score.", upper=math.inf),
     )
     return Results(
         name="super <alloy> & “more”",
@@ -465,9 +546,14 @@ def multiclass_results() -> Results:
         level=0.95,
         effect=0.01,
         losses=(single(0), single(1), failed),
-        verdict=(
-            "No conclusion can be drawn from one seed.",
-            f"`{MULTICLASS_LOSSES[2]}` failed in every trial.",
+        answer=Answer(
+            loss=0,
+            words=(
+                "Take `cross_entropy` for now: it has the best score, but one seed cannot tell it "
+                "from the luck of its start.",
+            ),
+            next=NextStep(words="Mend what made C fail, then 3 seeds of all, about 4 min."),
+            smallest=math.nan,
         ),
         warnings=("Every loss has one seed only.", "4 held-out images are few."),
         settings={"model": "unet", "note": None},
@@ -486,11 +572,111 @@ LARGE_LOSSES = [f"0.{i + 1}*cross_entropy + dice(beta={i}, smooth=1)" for i in r
 
 
 def large_results() -> Results:
-    """Twelve losses and twenty classes."""
+    """Twelve losses and twenty classes; the last loss is recommended."""
+    taken = 0.002 * (len(LARGE_LOSSES) - 6)
     losses = tuple(
-        one_loss(i, loss, 0.002 * (i - 5), LARGE_NAMES, True) for i, loss in enumerate(LARGE_LOSSES)
+        one_loss(
+            i, loss, by, LARGE_NAMES, True, taken=taken, half=0.0 if last else 0.008,
+            stands=standing(
+                "recommended", "Take this.", risk=(0.4, 0.8, 0.003)
+            ) if last else standing("ruled out", "Ruled out.") if by - taken < -0.008 else None,
+        )
+        for i, loss in enumerate(LARGE_LOSSES)
+        for by, last in [(0.002 * (i - 5), i == len(LARGE_LOSSES) - 1)]
+    )  # fmt: skip
+    answer = Answer(
+        loss=len(losses) - 1,
+        words=(
+            f"Take `{LARGE_LOSSES[-1]}`: with a probability of 80 % it is within 0.01 Dice of the "
+            "best.",
+        ),
+        next=NextStep(words="4 more seeds of H to L, about 2 h 10 min."),
+        smallest=0.02,
     )
-    return dataclasses.replace(multiclass_results(), name="many", parts=LARGE_NAMES, losses=losses)
+    return dataclasses.replace(
+        multiclass_results(), name="many", parts=LARGE_NAMES, losses=losses, answer=answer
+    )
+
+
+def two_seeds() -> Results:
+    """No risk can be given."""
+    full = binary_results()
+    return dataclasses.replace(
+        full,
+        losses=tuple(
+            dataclasses.replace(
+                loss,
+                seeds=(0, 1),
+                per_seed={key: values[:2] for key, values in loss.per_seed.items()},
+                comparisons={
+                    key: dataclasses.replace(one, seeds=2, by_seed=one.by_seed[:2])
+                    for key, one in loss.comparisons.items()
+                },
+                standing=standing(
+                    "recommended" if i == 1 else "open", "Not enough seeds to tell.", upper=0.1,
+                    more_seeds=None if i == 1 else 2,
+                ),
+            )
+            for i, loss in enumerate(full.losses)
+        ),
+        answer=Answer(
+            loss=1,
+            words=(
+                "Take `binary_cross_entropy + binary_dice` for now: it has the best score.",
+                "With 2 seeds no risk can be given.",
+            ),
+            next=NextStep(words="2 more seeds of all, about 20 min.", command="denseloss x"),
+            smallest=math.nan,
+        ),
+    )  # fmt: skip
+
+
+def lone_loss() -> Results:
+    """There is nothing to compare with."""
+    full = binary_results()
+    loss = dataclasses.replace(
+        full.losses[1], standing=standing("recommended", "It is the only one.")
+    )
+    answer = Answer(
+        loss=0,
+        words=("Only `binary_cross_entropy + binary_dice` was trained.",),
+        next=None,
+        smallest=math.nan,
+    )
+    return dataclasses.replace(full, losses=(loss,), answer=answer)
+
+
+def one_left() -> Results:
+    """Every other loss is ruled out; nothing is open, and only one learning rate was tried."""
+    full = binary_results()
+    losses = tuple(
+        dataclasses.replace(
+            loss,
+            searched={1e-3: loss.searched[1e-3]},
+            lr=1e-3,
+            standing=standing("recommended", "Take this.", risk=(1.0, 1.0, 0.0))
+            if i == 1
+            else standing("ruled out", "Ruled out.", worse_by=0.0, risk=(0.0, 0.0, 0.02)),
+        )
+        for i, loss in enumerate(full.losses)
+    )
+    answer = Answer(
+        loss=1,
+        words=("Take `binary_cross_entropy + binary_dice`: all others are ruled out.",),
+        next=None,
+        smallest=0.011,
+    )
+    return dataclasses.replace(full, losses=losses, answer=answer)
+
+
+def nothing_finished() -> Results:
+    """Every trial failed."""
+    full = multiclass_results()
+    failed = dataclasses.replace(full.losses[2], searched={})
+    answer = Answer(
+        loss=0, words=("No trial has finished: there is no answer.",), next=None, smallest=math.nan
+    )
+    return dataclasses.replace(full, losses=(failed,), answer=answer, warnings=())
 
 
 def large_sections(folder: Path) -> tuple[Section, ...]:

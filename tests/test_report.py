@@ -21,7 +21,7 @@ from PIL import Image
 from denseloss.compare import figures, text
 from denseloss.compare import score_tables as tables
 from denseloss.compare.contents import contents
-from denseloss.compare.results import Needed, Results
+from denseloss.compare.results import Results
 from denseloss.data.errors import InputError
 from denseloss.report import numbers, page
 from denseloss.report import write_report as write
@@ -164,8 +164,13 @@ def test_all_losses_metrics_and_words_are_there(name: str, pages: dict[str, str]
     for metric in results.metrics:
         assert metric.definition in text
         assert {"value": metric.key} in found.all("option")
-    for sentence in (*results.verdict, *results.warnings):
+    answer = results.answer
+    following = () if answer.next is None else (answer.next.words,)
+    standings = [loss.standing.words for loss in results.losses if loss.comparisons]
+    for sentence in (*answer.words, *following, *answer.trades, *standings, *results.warnings):
         assert sentence.replace("`", "") in text
+    if answer.next is not None:
+        assert answer.next.command in found.text
     for command in results.commands:
         assert command in found.text
     for failure in (failure for loss in results.losses for failure in loss.failures):
@@ -192,14 +197,19 @@ def test_every_score_stands_in_the_page_with_its_interval(name: str, pages: dict
     assert "nan" not in text.lower().replace("became nan", "").replace("nanometre", "")
 
 
-def test_order_is_verdict_warnings_then_evidence(pages: dict[str, str]) -> None:
+def test_order_is_answer_warnings_then_evidence(pages: dict[str, str]) -> None:
     results = example.binary_results()
     order = [
-        "Three of five losses beat",
+        '<p class="sum">Take <code>binary_cross_entropy + binary_dice</code>',
+        "practically equal",
+        "6 more seeds of B and C",
+        "--seeds 11",
+        "Dice: how far from B.",
         "1 planned trial is not finished yet",
         results.warnings[2],
-        "Every loss, against the baseline",
-        "All losses, all metrics",
+        'id="trades"',
+        'id="scores"',
+        'id="all"',
         'id="learning"',
         'id="rates"',
         'id="sizes"',
@@ -214,9 +224,180 @@ def test_order_is_verdict_warnings_then_evidence(pages: dict[str, str]) -> None:
     places = [pages["binary"].index(words) for words in order]
     assert places == sorted(places)
     assert 'id="parts"' not in pages["binary"]  # the only class is the whole
-    order[7:8] = ['id="parts"', 'id="sizes"']
-    places = [pages["large"].index(words) for words in order[3:13]]
+    order = ['id="scores"', 'id="learning"', 'id="parts"', 'id="sizes"', 'id="cost"', 'id="how"']
+    places = [pages["large"].index(words) for words in order]
     assert places == sorted(places)
+
+
+def first_screen(html: str) -> str:
+    """What stands before the warnings."""
+    return html[html.index("<h1>") : html.index('<nav class="contents"')].split("What weakens")[0]
+
+
+def test_first_screen_says_what_to_take_where_all_stand_and_what_is_next(
+    pages: dict[str, str],
+) -> None:
+    shown = first_screen(pages["binary"])
+    chips = re.findall(r'<li class="chip (\w+)">(.*?)</li>', shown)
+    told = [(tone, " ".join(Page(words).text.split())) for tone, words in chips]
+    name = "binary_dice(beta=2, smooth=1) + 0.5*binary_focal(gamma=2)"
+    assert [(tone, words.replace(name, "")) for tone, words in told] == [
+        ("take", "Bbinary_cross_entropy + binary_dicetake this"),
+        ("equal", "Fstructurepractically equal"),
+        ("open", "Copen: 6 more seeds would tell"),
+        (
+            "open",
+            "Ebinary_tversky(alpha=0.3, beta=0.7)may be best, not better by more than 0.005",
+        ),
+        ("out", "Abinary_cross_entropyruled out, worse by at least 0.010"),
+        ("out", "Dbinary_focal(gamma=2)ruled out, worse by at least 0.028"),
+    ]
+    assert shown.count("data-copy") == 1
+    assert shown.count('class="figure"') == 1
+    assert "a difference of 0.011 Dice (probability 80 %)" in shown
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"standing": "ruled out", "worse_by": 0.0004}, "ruled out"),
+        ({"standing": "ruled out", "worse_by": 0.0006}, "ruled out, worse by at least 0.001"),
+        ({"standing": "open", "more_seeds": None}, "open"),
+        ({"standing": "open", "more_seeds": 1}, "open: 1 more seed would tell"),
+    ],
+)
+def test_a_chip_says_no_more_than_is_known(changes: dict[str, Any], words: str) -> None:
+    results = example.binary_results()
+    loss = results.losses[0]
+    changed = dataclasses.replace(loss, standing=dataclasses.replace(loss.standing, **changes))
+    assert tables.chip(results, changed)[1] == words
+    assert tables.chip(results, dataclasses.replace(changed, seeds=())) == (
+        "open",
+        "no finished trial",
+    )
+
+
+def test_a_distance_is_told_with_its_unit_and_the_shortest_is_the_best() -> None:
+    results = example.binary_results()
+    far = next(metric for metric in results.metrics if metric.key == "hd95")
+    others = tuple(metric for metric in results.metrics if metric != far)
+    results = dataclasses.replace(results, metrics=(far, *others), pooling="image", effect=0.5)
+    report = contents(results, ())
+    words = {chip.loss: chip.words for chip in report.chips}
+    assert words[4] == "may be best, not better by more than 0.5 px"
+    assert words[0] == "ruled out, worse by at least 0.01 px"
+    # In pixels D is further off than A, so it comes last.
+    assert [chip.loss for chip in report.chips][-2:] == [0, 3]
+    assert "difference of 0.01 px (probability 80 %)" in report.subtitle
+    assert report.figure is not None
+    said = re.search(r'aria-label="([^"]*)"', report.figure.svg)
+    assert said is not None
+    order = [
+        loss.loss
+        for loss in sorted(results.losses, key=lambda loss: loss.scores["hd95", "image"].value)
+    ]
+    places = [
+        said[1].index(f"{loss} {value}")
+        for loss, value in zip(order, ("take", "+0", "+0", "+0", "+2", "+4"), strict=True)
+    ]
+    assert places == sorted(places)
+
+
+def test_first_figure_has_the_best_first_and_a_ring_per_seed() -> None:
+    results = example.binary_results()
+    drawn = figures.standings(results)
+    assert drawn is not None
+    said = re.search(r'aria-label="([^"]*)"', drawn)
+    assert said is not None
+    told = re.sub("\u2002", " ", said[1].partition(": ")[2]).split("; ")
+    assert told == [
+        "binary_cross_entropy + binary_dice take this",
+        "structure −0.001 equal",
+        "binary_dice(beta=2, smooth=1) + 0.5*binary_focal(gamma=2) −0.007 open",
+        "binary_tversky(alpha=0.3, beta=0.7) −0.008 not better",
+        "binary_cross_entropy −0.021 ruled out",
+        "binary_focal(gamma=2) −0.039 ruled out",
+    ]
+
+    few = figures.standings(example.two_seeds())
+    assert few is not None
+    # 5 losses with 5 seeds each, or with 2.
+    assert drawn.count("<use ") - few.count("<use ") == 5 * 3
+
+
+def test_a_very_wide_interval_ends_in_arrows_and_leaves_room_for_the_others() -> None:
+    results = example.binary_results()
+    loss, key = results.losses[2], (results.metrics[0].key, "image")
+
+    def with_half(half: float) -> str:
+        far = dataclasses.replace(loss.comparisons[key], difference=example.estimate(-0.007, half))
+        other = dataclasses.replace(loss, comparisons={**loss.comparisons, key: far})
+        losses = (*results.losses[:2], other, *results.losses[3:])
+        drawn = figures.standings(dataclasses.replace(results, losses=losses))
+        assert drawn is not None
+        return drawn
+
+    def ticks(drawn: str) -> list[float]:
+        found = re.findall(r"<text [^>]*>([−\d.]+)</text>", drawn)
+        return [float(tick.replace("−", "-")) for tick in found]
+
+    usual, wide, wider = (with_half(half) for half in (0.012, 5.0, math.inf))
+    assert max(map(abs, ticks(usual))) < 0.05
+    assert max(map(abs, ticks(wide))) < 0.1
+    assert ticks(wide) == ticks(wider)
+    # An arrow at each end.
+    for drawn in (wide, wider):
+        assert drawn.count("<use ") - usual.count("<use ") == 2
+
+
+ODD = {
+    "two seeds": example.two_seeds,
+    "one loss": example.lone_loss,
+    "one left": example.one_left,
+    "nothing": example.nothing_finished,
+}
+
+
+@pytest.mark.parametrize("name", ODD)
+def test_every_end_of_a_comparison_has_its_first_screen(name: str, tmp_path: Path) -> None:
+    results = ODD[name]()
+    html = write_report(results, (), tmp_path).read_text(encoding="utf-8")
+    found, shown = Page(html), first_screen(html)
+    text = " ".join(found.text.split())
+    markdown = (tmp_path / "report.md").read_text(encoding="utf-8")
+    for sentence in results.answer.words:
+        assert sentence.replace("`", "") in text
+        assert sentence in markdown
+    assert shown.count('class="chip ') == len(results.losses)
+    finished = name != "nothing"
+    assert shown.count('<span class="tag">take this</span>') == finished
+    assert shown.count('class="figure"') == finished
+    assert ("data-copy" in shown) == (name == "two seeds")
+    assert ('class="next"' in shown) == (name == "two seeds")
+    # Where no risk can be given, no column of dashes says so.
+    assert ("Probability to be within" in text) == (name == "one left")
+    assert ("Difference from" in text) == (name in ("two seeds", "one left"))
+    assert ('id="rates"' in html) == (name in ("two seeds", "one loss"))
+    assert "nan" not in re.sub("became nan", "", text.lower())
+    assert "nan" not in markdown.lower().replace("became nan", "")
+
+
+def test_learning_rates_are_said_to_be_of_the_seeds_that_tried_them() -> None:
+    results = example.binary_results()
+    for seeds, told in ((0, ""), (1, ", seed 0 alone"), (3, ", mean over seeds 0 to 2")):
+        table = tables.rates(dataclasses.replace(results, rate_seeds=seeds))
+        assert table is not None
+        assert table.caption == f"Validation Dice by learning rate{told}"
+
+
+@names
+def test_words_of_the_old_verdict_are_gone(name: str, reports: dict[str, Path]) -> None:
+    found = Page(reports[name].read_text(encoding="utf-8"))
+    labels = [svg.get("aria-label", "") for svg in found.all("svg")]
+    markdown = reports[name].with_name("report.md").read_text(encoding="utf-8")
+    for said in (found.text, *labels, markdown):
+        for word in ("undecided", "baseline", "detectable", "permutation", "holm", "effect size"):
+            assert word not in said.lower()
 
 
 @names
@@ -274,15 +455,17 @@ def test_report_is_replaced_whole_or_stays_as_it_was(
     assert path.read_bytes() == before
 
 
-def test_verdict_is_told_only_where_the_test_says_so(pages: dict[str, str]) -> None:
+def test_better_and_worse_stand_only_where_that_is_clear(pages: dict[str, str]) -> None:
     rows = re.findall(r"<tr><th scope=\"row\">.*?</tr>", pages["binary"])
-    tversky = [row for row in rows if "tversky" in row]
-    assert len(tversky) > 10
-    assert not any('class="tag better"' in row or 'class="tag worse"' in row for row in tversky)
-    focal = [row for row in rows if ">D</span>" in row and 'class="tag worse"' in row]
-    assert focal
-    assert not any('class="tag better"' in row for row in rows if ">D</span>" in row)
-    assert not any('class="tag better"' in row for row in rows if ">A</span>" in row)
+    tagged = {}
+    for letter_of in "ABCDEF":
+        own = [row for row in rows if f">{letter_of}</span>" in row]
+        assert len(own) > 10
+        tagged[letter_of] = {
+            word for row in own for word in re.findall('class="tag (better|worse)"', row)
+        }
+    clear: set[str] = {"worse"}
+    assert tagged == {"A": clear, "B": set(), "C": set(), "D": clear, "E": set(), "F": set()}
 
 
 def test_the_best_of_a_distance_is_the_lowest() -> None:
@@ -299,11 +482,18 @@ def test_the_best_of_a_distance_is_the_lowest() -> None:
 
 @pytest.mark.parametrize(
     ("p", "text"),
-    [(0.5, "0.50"), (0.0123, "0.012"), (0.00041, "0.00041"), (1e-7, "< 0.0001"), (1.0, "1.00")],
+    [
+        (0.5, "50 %"),
+        (0.954, "95 %"),
+        (0.003, "< 1 %"),
+        (0.997, "> 99 %"),
+        (0.0, "0 %"),
+        (1.0, "100 %"),
+    ],
 )
-def test_p_values_have_two_digits(p: float, text: str) -> None:
-    assert numbers.probability(p) == text
-    assert numbers.probability(math.nan) == numbers.NOTHING
+def test_chances_are_whole_percents(p: float, text: str) -> None:
+    assert numbers.chance(p) == text
+    assert numbers.chance(math.nan) == numbers.NOTHING
 
 
 def test_numbers_are_told_as_people_write_them() -> None:
@@ -388,50 +578,24 @@ def test_no_label_of_an_axis_is_cut_off_at_the_side(tmp_path: Path) -> None:
     assert "end" in beside
 
 
-def test_pooled_scores_have_dashes_where_the_numbers_are_of_single_images() -> None:
+def test_risk_stands_beside_the_score_that_the_answer_rests_on_and_nowhere_else() -> None:
     results = example.binary_results()
-    dice = results.metrics[0]
-    for pooling, dashes in (("image", False), ("pooled", True)):
-        table = tables.comparison(results, dice, pooling)
-        for name in ("Probability of improvement", "Effect size"):
-            column = table.columns.index(name)
-            cells = [row.cells[column] for row in table.rows[1:]]
-            assert [cell.text == numbers.NOTHING for cell in cells] == [dashes] * 5
-            assert [cell.interval for cell in cells if dashes] == [""] * 5 * dashes
-
-
-@pytest.mark.parametrize(
-    ("changes", "text"),
-    [
-        ({}, "9 seeds or 140 images"),
-        ({"needed": Needed(effect=0.01, seeds=4741, images=None)}, "> 100 seeds"),
-        ({"needed": Needed(effect=0.01, seeds=None, images=None)}, "seeds and images"),
-        ({"needed": Needed(effect=0.01, seeds=None, images=None), "seeds": 1}, "2 seeds first"),
-        ({"needed": Needed(effect=0.01, seeds=None, images=None), "images": 1}, "2 images first"),
-        ({"needed": Needed(effect=0.01, seeds=None, images=None), "seeds": 0}, numbers.NOTHING),
-        (
-            {
-                "needed": Needed(effect=0.01, seeds=None, images=None),
-                "difference": numbers.Estimate(
-                    value=0.0, low=0.0, high=0.0, standard_error=0.0, freedom=4.0
-                ),
-            },
-            numbers.NOTHING,
-        ),
-    ],
-)
-def test_what_more_is_needed_is_told_only_where_it_is_known(
-    changes: dict[str, Any], text: str
-) -> None:
-    results = example.binary_results()
-    dice = results.metrics[0]
-    second = results.losses[1]
-    key = (dice.key, results.pooling)
-    found = dataclasses.replace(second.comparisons[key], **changes)
-    second = dataclasses.replace(second, comparisons={**second.comparisons, key: found})
-    results = dataclasses.replace(results, losses=(results.losses[0], second))
-    table = tables.comparison(results, dice, results.pooling)
-    assert table.rows[1].cells[-1].text == text
+    dice, iou = results.metrics[:2]
+    main = tables.comparison(results, dice, "image")
+    risk = (
+        "Probability to be within 0.005 of the best",
+        "Expected loss of score",
+        "More seeds to tell",
+    )
+    assert main.columns == ("Dice", "Difference from B", "Standing", *risk)
+    assert [cell.text for cell in main.rows[2].cells[2:]] == ["open", "31 %", "0.008", "6"]
+    assert [cell.text for cell in main.rows[1].cells[1:3]] == [numbers.NOTHING, "take this"]
+    for metric, pooling in ((dice, "pooled"), (iou, "image")):
+        other = tables.comparison(results, metric, pooling)
+        assert other.columns == (metric.name, "Difference from B", "Verdict")
+        said = [cell.verdict or cell.text for cell in (row.cells[2] for row in other.rows)]
+        clear = numbers.NOTHING
+        assert said == ["worse", clear, "not clear", "worse", "not clear", "not clear"]
 
 
 def test_reliability_is_read_by_what_its_probability_is_of(pages: dict[str, str]) -> None:
@@ -450,35 +614,53 @@ def test_reliability_is_read_by_what_its_probability_is_of(pages: dict[str, str]
     assert 'id="calibration"' not in pages["multiclass"]
 
 
-def test_intervals_are_said_to_be_of_what_they_are_of() -> None:
-    def said(results: Results, held_out: int) -> str:
-        counted = dataclasses.replace(results, counts={**results.counts, "held out": held_out})
-        return text.statistics(counted)[2]
+def said_of(results: Results, held_out: int = 67) -> dict[str, str]:
+    counted = dataclasses.replace(results, counts={**results.counts, "held out": held_out})
+    return {item.head: item.text for item in text.method(counted)}
 
+
+def test_intervals_are_said_to_be_of_what_they_are_of() -> None:
     many, one = example.binary_results(), example.multiclass_results()
     whole = "what another training, scored on other images of the same kind, would give"
-    assert whole in said(many, 67)
-    assert "not corrected for the number of losses" in said(many, 67)
-    assert "single finished seed" not in said(many, 67)
+    assert whole in said_of(many)["Intervals"]
+    assert "single finished seed" not in said_of(many)["Intervals"]
     lone = dataclasses.replace(many.losses[1], seeds=(0,))
     mixed = dataclasses.replace(many, losses=(many.losses[0], lone))
-    assert "a single finished seed are over the images alone" in said(mixed, 67)
+    assert "a single finished seed are over the images alone" in said_of(mixed)["Intervals"]
     for results, images, words_of_it in (
         (one, 4, "say nothing about another training"),
         (many, 1, "say nothing about other images"),
         (one, 1, "there are no confidence intervals"),
     ):
-        assert whole not in said(results, images)
-        assert words_of_it in said(results, images)
-    assert "no p value" in said(one, 4)
-    assert "permutation" not in said(one, 4)
+        assert whole not in said_of(results, images)["Intervals"]
+        assert words_of_it in said_of(results, images)["Intervals"]
 
 
-def test_adding_seeds_until_a_verdict_comes_is_warned_of() -> None:
-    said = text.statistics(example.binary_results())[3]
-    assert "raises the rate of false positives" in said
-    assert "from 3.1 % to 6.0 %" in said
-    assert "plan the number of seeds beforehand" in said
+def test_method_says_only_what_was_done() -> None:
+    many = said_of(example.binary_results())
+    assert (
+        "95 % confidence, for all losses at once (Hsu 1984)" in many["Which loss may be the best"]
+    )
+    assert "smaller than 0.005" in many["Practically equal"]
+    assert "within 0.005 of the best" in many["The recommendation"]
+    assert "With 2 seeds no risk" in said_of(example.two_seeds())["The recommendation"]
+    for results, images, why in (
+        (example.multiclass_results(), 4, "With one seed no loss can be ruled out"),
+        (example.binary_results(), 1, "With one held-out image no loss can be ruled out"),
+    ):
+        found = said_of(results, images)
+        assert why in found["Which loss may be the best"]
+        assert "The recommendation" not in found
+    assert "Which loss may be the best" not in said_of(example.lone_loss())
+
+
+def test_counts_of_the_subtitle_are_those_of_the_losses() -> None:
+    results = example.binary_results()
+    fewer = dataclasses.replace(results.losses[3], seeds=(0, 1, 2))
+    none = dataclasses.replace(results.losses[4], seeds=())
+    mixed = dataclasses.replace(results, losses=(*results.losses[:3], fewer, none))
+    assert text.subtitle(mixed).startswith("5 losses, 3 to 5 seeds each, 67 held-out images: ")
+    assert text.subtitle(example.lone_loss()) == "1 loss, 5 seeds, 67 held-out images"
 
 
 def decoded(uri: str) -> np.ndarray:
@@ -673,11 +855,7 @@ def test_a_task_adds_sections_that_page_and_markdown_show(tmp_path: Path) -> Non
 
 
 def test_a_comparison_without_any_finished_trial_has_a_report(tmp_path: Path) -> None:
-    results = example.multiclass_results()
-    failed = results.losses[2]
-    nothing = dataclasses.replace(
-        results, losses=(dataclasses.replace(failed, searched={}),), warnings=()
-    )
+    nothing = example.nothing_finished()
     found = example.evidence(nothing, tmp_path, example.MULTICLASS_NAMES, count=1)
     html = write_report(nothing, example.shown(nothing, found), tmp_path).read_text(
         encoding="utf-8"
@@ -687,6 +865,30 @@ def test_a_comparison_without_any_finished_trial_has_a_report(tmp_path: Path) ->
     assert "No trial has finished" in (tmp_path / "report.md").read_text(encoding="utf-8")
 
 
+def test_markdown_of_three_losses_is_short(tmp_path: Path) -> None:
+    full = example.binary_results()
+    kept = tuple(dataclasses.replace(loss, failures=()) for loss in full.losses[:3])
+    results = dataclasses.replace(full, losses=kept)
+    found = example.evidence(results, tmp_path, example.BINARY_NAMES, count=2, size=40)
+    write_report(results, example.shown(results, found), tmp_path)
+    text = (tmp_path / "report.md").read_text(encoding="utf-8")
+    assert 60 <= len(text.splitlines()) <= 92
+    titles = re.findall("^#+ (.*)$", text, re.MULTILINE)
+    assert titles == [
+        "Which loss suits dsb2018_nuclei?",
+        "Answer",
+        "What weakens this",
+        "What each loss buys",
+        "Scores",
+        "Dice, per image",
+        "All metrics",
+        "Cost",
+        "How it was measured",
+        "The data",
+        "To repeat it",
+    ]
+
+
 @names
 def test_markdown_says_the_same(name: str, reports: dict[str, Path]) -> None:
     results = MADE[name]()
@@ -694,14 +896,20 @@ def test_markdown_says_the_same(name: str, reports: dict[str, Path]) -> None:
     lines = text.splitlines()
     assert lines[0].startswith("# Which loss suits ")
     assert (
-        lines.index("## Verdict") < lines.index("### What weakens this") < lines.index("## Scores")
+        lines.index("## Answer") < lines.index("### What weakens this") < lines.index("## Scores")
     )
+    assert results.answer.next is not None
+    assert f"Next: {results.answer.next.words}" in lines
+    assert not results.answer.next.command or results.answer.next.command in lines
     for loss in results.losses:
         assert loss.loss.replace("|", "\\|") in text
     for command in results.commands:
         assert command in lines
     for metric in results.metrics:
         assert metric.name in text
+    chips = [line for line in lines if re.match(r"- [A-Z]  `", line)][: len(results.losses)]
+    assert chips[0].endswith(": take this")
+    assert len(chips) == len(results.losses)
     for i, line in enumerate(lines):
         if line.startswith("|") and not lines[i - 1].startswith("|"):
             table = [row for row in lines[i:] if row.startswith("|")]
@@ -806,6 +1014,13 @@ def test_page_answers_to_mouse_and_keyboard(
     select = pytest.importorskip("selenium.webdriver.support.ui").Select
     sized(driver, width)
     opened(driver, reports["binary"])
+
+    # On a desk, all of the answer is on the first screen; on a phone, all but the figure.
+    ends = driver.execute_script(
+        "return ['.sum', '.chips', '.next', '.answer .command', '.first figure'].map("
+        "q => document.querySelector(q).getBoundingClientRect().bottom)"
+    )
+    assert max(ends if width > 600 else ends[:-1]) <= 800
 
     def find(query: str) -> Any:
         return driver.find_element("css selector", query)

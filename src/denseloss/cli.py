@@ -85,7 +85,7 @@ def compare(settings: Any) -> int:
     console = _console()
     with _errors_told():
         result = run(settings, console=console)
-    _say_verdict(result, console)
+    _say_answer(result, console)
     return 0
 
 
@@ -111,6 +111,7 @@ def check(settings: CheckSettings) -> int:
     from rich.progress import track
 
     from denseloss.tasks import asked
+    from denseloss.train.settings import given
 
     console, data = _console(), settings.data
     with _errors_told():
@@ -134,19 +135,9 @@ def check(settings: CheckSettings) -> int:
         what = "1 problem" if count == 1 else f"{count} problems"
         return _complain(f"{data}: {what}, listed above; training needs them mended")
     loss = task.defaults.loss
-    given = "".join(f" {word}" for word in _given(settings.options))
-    _say(console, f'next: denseloss train {shlex.quote(data)}{given} --loss "{loss}"')
+    words = "".join(f" {shlex.quote(word)}" for word in given(settings.options))
+    _say(console, f'next: denseloss train {shlex.quote(data)}{words} --loss "{loss}"')
     return 0
-
-
-def _given(options: Any) -> Iterator[str]:
-    """Yield the words of the task's options that differ from their defaults."""
-    for field in dataclasses.fields(options) if options is not None else ():
-        value = getattr(options, field.name)
-        if value != field.default:
-            yield f"--{field.name.replace('_', '-')}"
-            if value is not True:
-                yield shlex.quote(str(value))
 
 
 def predict(
@@ -204,7 +195,7 @@ def report(runs: Path, /) -> int:
 
     with _errors_told():
         result = make_report(runs)
-    _say_verdict(result, _console())
+    _say_answer(result, _console())
     return 0
 
 
@@ -587,16 +578,19 @@ def _errors_told() -> Iterator[None]:
         raise SystemExit(_complain(str(stop), code=stop.exit_code)) from None
 
 
-def _say_verdict(result: "CompareResult", console: "Console") -> None:
-    """Print the verdict, what weakens it, the scores and the files."""
+def _say_answer(result: "CompareResult", console: "Console") -> None:
+    """Print the scores, the answer, what weakens it and the files."""
     from rich.table import Table
+
+    from denseloss.compare.results import STANDINGS
 
     results = result.results
     main, pooling = results.metrics[0], results.pooling
     how = "mean over the held-out images" if pooling == "image" else "all held-out pixels together"
     console.print()
     digits = 2 if main.unit else 4
-    table = Table("loss", "lr", "seeds", main.name, f"{results.level:.0%} interval", box=None)
+    names = ("loss", "lr", "seeds", main.name, f"{results.level:.0%} interval", "standing")
+    table = Table(*names, box=None)
     for loss in results.losses:
         score = loss.scores.get((main.key, pooling))
         cells = ("no trial finished", "")
@@ -604,12 +598,20 @@ def _say_verdict(result: "CompareResult", console: "Console") -> None:
             interval = f"{score.low:.{digits}f} to {score.high:.{digits}f}"
             cells = (f"{score.value:.{digits}f}", interval if score.low == score.low else "none")
         lr = f"{loss.lr:g}" if loss.lr == loss.lr else ""
-        table.add_row(loss.loss, lr, str(len(loss.seeds)), *cells)
+        standing = STANDINGS[loss.standing.standing] if score is not None else ""
+        table.add_row(loss.loss, lr, str(len(loss.seeds)), *cells, standing)
     _say(console, f"{main.name}, {how}, mean over the seeds:")
     console.print(table, highlight=False, markup=False, emoji=False)
     console.print()
-    for line in results.verdict:
+    for line in results.answer.words:
         _say(console, line)
+    for i, loss in enumerate(results.losses):
+        if i != results.answer.loss:
+            _say(console, f"  {loss.standing.words}")
+    if (step := results.answer.next) is not None:
+        _say(console, f"next: {step.words}")
+        if step.command:
+            _say(console, f"  {step.command}")
     for line in results.warnings:
         _say(console, f"note: {line}")
     _say(console, f"files in {result.folder}:")
@@ -618,7 +620,7 @@ def _say_verdict(result: "CompareResult", console: "Console") -> None:
         ("report.md", "the same as text"),
         ("results.csv", "a row per loss, seed, metric and class"),
         ("images.csv", "a row per loss, seed and held-out image"),
-        ("results.jsonl", "a line per loss: estimates, intervals, tests"),
+        ("results.jsonl", "a line per loss: estimates, intervals, standing"),
         ("trials/", "a folder of denseloss train per trial"),
     ):
         _say(console, f"  {name:<13} {what}")

@@ -2,6 +2,7 @@
 
 import contextlib
 import math
+import os
 import tomllib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -11,11 +12,20 @@ import numpy as np
 from numpy.typing import NDArray
 
 from denseloss.compare import statistics
+from denseloss.compare.answer import Question, answer, spent
 from denseloss.compare.artifacts import known_costs
+from denseloss.compare.best import Networks, difference, pseudo_values, reach
 from denseloss.compare.caveats import of_results
 from denseloss.compare.folder import ComparisonFolder
 from denseloss.compare.plan import ComparePlan, Trial
-from denseloss.compare.results import Comparison, Failure, LossResults, Results, Source
+from denseloss.compare.results import (
+    Comparison,
+    Failure,
+    LossResults,
+    LossStanding,
+    Results,
+    Source,
+)
 from denseloss.compare.trials import Progress, TrialFolder, loss_slug, progress_of, read_measured
 from denseloss.compose import references, short_names
 from denseloss.data.errors import InputError
@@ -91,8 +101,8 @@ class ComparisonData:
 
     @property
     def first(self) -> TrialResult:
-        """A trial of the baseline."""
-        return self.losses[0].trials[0]
+        """A finished trial of the first loss that has one."""
+        return next(loss.trials[0] for loss in self.losses if loss.trials)
 
     @property
     def parts(self) -> tuple[str, ...]:
@@ -130,7 +140,7 @@ def find(folder: ComparisonFolder) -> ComparisonData:
     """Read all that the folders say.
 
     Raises:
-        InputError: No trial of the baseline is finished, or `compare.toml` cannot be read.
+        InputError: No trial is finished, or `compare.toml` cannot be read.
     """
     config = folder.config()
     if config is None:
@@ -142,22 +152,19 @@ def find(folder: ComparisonFolder) -> ComparisonData:
         _loss_trials(folder, progress, candidate.loss, candidate.reason)
         for candidate in plan.candidates
     )
-    baseline = losses[0]
-    if not baseline.trials:
-        why = f": {baseline.failures[0].error}" if baseline.failures else ""
-        raise InputError(
-            f"{folder.path}: no trial of the baseline {baseline.loss} finished{why}; there is "
-            "nothing to compare with; the same command with a --loss first that finished makes "
-            "the report of its trials, which are kept"
-        )
-    task, first = plan.task, baseline.trials[0].held_out
+    first = next((loss for loss in losses if loss.trials), None)
+    if first is None:
+        failed = [failure for loss in losses for failure in loss.failures]
+        why = f": {failed[0].error}" if failed else ""
+        raise InputError(f"{folder.path}: no trial finished{why}; there is nothing to report")
+    task, measured = plan.task, first.trials[0].held_out
     return ComparisonData(
         folder=folder,
         config=config,
         plan=plan,
-        losses=_alike(losses, task),
+        losses=_alike(losses, task.names(measured), task),
         unfinished=progress.total - progress.done,
-        known=~np.isnan(task.per_image(first, task.metrics[0])),
+        known=~np.isnan(task.per_image(measured, task.metrics[0])),
     )
 
 
@@ -199,9 +206,10 @@ def _loss_trials(
     )
 
 
-def _alike(losses: Sequence[LossTrials], task: Task) -> tuple[LossTrials, ...]:
+def _alike(
+    losses: Sequence[LossTrials], names: Sequence[str], task: Task
+) -> tuple[LossTrials, ...]:
     """Leave out trials that were measured on other images than the first: the data changed."""
-    names = task.names(losses[0].trials[0].held_out)
     found = []
     for loss in losses:
         other = [one for one in loss.trials if task.names(one.held_out) != names]
@@ -209,7 +217,7 @@ def _alike(losses: Sequence[LossTrials], task: Task) -> tuple[LossTrials, ...]:
             Failure(
                 seed=one.trial.seed,
                 lr=one.trial.lr,
-                error="was measured on other images than the baseline: the data changed meanwhile",
+                error="was measured on other images than the first trial: the data changed",
                 log="",
             )
             for one in other
@@ -244,16 +252,45 @@ def aggregate(found: ComparisonData) -> tuple[Results, Iterable[Section]]:
         context=found.config.get("context", {}),
     )
     details = found.task.details(evidence)
-    comparisons = {
-        (metric.key, pooling): _compared(found, metric, pooling) for metric, pooling in found.scores
-    }
+    main = metrics[0]
+    networks = {key: _networks(found, *key) for key in found.scores}
+    command = str(found.config["run"]["command"])
+    taken, standings = answer(
+        networks[main, _pooling(plan)],
+        Question(
+            metric=main,
+            effect=plan.effect,
+            alpha=(1 - plan.level) * spent(found.folder.earlier_looks(plan.seeds)),
+            planned=len(found.losses),
+            seeds=plan.seeds,
+            command=command if command.startswith("denseloss compare ") else "",
+            seconds=[float(t.summary["seconds"]) for one in found.losses for t in one.trials],
+            jobs=found.config.get("where", {}).get("jobs") or (os.cpu_count() or 1),
+        ),
+    )
+    recommended = list(standings)[taken.loss]
     costs = known_costs(found.folder)
     losses = tuple(
-        _loss_results(found, one, comparisons, costs.get(one.expression), detail)
+        _loss_results(
+            found,
+            one,
+            {
+                (metric.key, pooling): _comparison(
+                    found, one.loss, recommended, networks[metric, pooling], metric, pooling
+                )
+                for metric, pooling in found.scores
+                if one.loss != recommended and one.trials
+            },
+            standings.get(one.loss, _NOWHERE),
+            costs.get(one.expression),
+            detail,
+        )
         for one, detail in zip(found.losses, details, strict=True)
     )
-    main = comparisons[metrics[0].key, _pooling(plan)]
-    summary = statistics.summary(main, baseline=losses[0].loss, metric=metrics[0])
+    names = [loss.loss for loss in losses]
+    taken = replace(
+        taken, loss=names.index(recommended), trades=tuple(_trades(losses, recommended, metrics))
+    )
     results = Results(
         name=data["name"],
         data_lines=tuple(data["lines"]),
@@ -266,15 +303,16 @@ def aggregate(found: ComparisonData) -> tuple[Results, Iterable[Section]]:
         pooling=_pooling(plan),
         level=plan.level,
         effect=plan.effect,
+        rate_seeds=plan.lr_seeds,
         losses=losses,
-        verdict=(summary, *(_sentence(comparison.words) for comparison in main.values())),
+        answer=taken,
         warnings=tuple(
             of_results(
                 plan,
                 losses,
                 validation=found.task.summary_of(found.first.validation),
                 held_out=found.task.summary_of(found.first.held_out),
-                split_of_folder=data.get("split") == "as in the folder",
+                split_is_drawn="by seed" in data["split"],
                 others=_others(found),
                 unfinished=found.unfinished,
             )
@@ -294,36 +332,92 @@ def _pooling(plan: ComparePlan) -> Pooling:
     return plan.pooling if plan.pooling in poolings else poolings[0]
 
 
-def _sentence(words: str) -> str:
-    return f"{words[:1].upper()}{words[1:]}."
+# Of a loss without networks.
+_NOWHERE = LossStanding(
+    standing="open",
+    worse_by=0.0,
+    upper=math.inf,
+    best=math.nan,
+    within=math.nan,
+    regret=math.nan,
+    more_seeds=None,
+    words="it has no finished trial",
+)
 
 
-def _compared(found: ComparisonData, metric: Metric, pooling: Pooling) -> dict[str, Comparison]:
-    measured = {}
-    for one in found.losses:
-        # A loss whose every trial failed is compared, too: the correction is for all that were
-        # planned.
-        scored = found.scored(one.held_out, metric, pooling)
-        per_image = [found.task.per_image(m, metric)[found.known] for m in one.held_out]
-        measured[one.loss] = statistics.Measured(
+def _networks(found: ComparisonData, metric: Metric, pooling: Pooling) -> dict[str, Networks]:
+    """The networks of each loss that has some; a distance or an error is turned round."""
+    sign = 1.0 if metric.higher_is_better else -1.0
+    return {
+        one.loss: Networks(
             seeds=one.seeds,
-            scored=scored,
-            per_image=np.reshape(per_image, scored.shape),
+            scores=sign * pseudo_values(found.scored(one.held_out, metric, pooling)),
         )
-    return statistics.compare(
-        measured,
-        baseline=found.losses[0].loss,
-        metric=metric,
+        for one in found.losses
+        if one.trials
+    }
+
+
+def _comparison(
+    found: ComparisonData,
+    loss: str,
+    recommended: str,
+    networks: Mapping[str, Networks],
+    metric: Metric,
+    pooling: Pooling,
+) -> Comparison:
+    """A loss with the recommended one in one metric."""
+    one, other = networks[loss], networks[recommended]
+    less = difference(one, other)
+    tail = (1 - found.plan.level) / 2 / max(1, len(found.losses) - 1)
+    clear = abs(less.value) > reach(less, tail)
+    shown = less.estimate(found.plan.level)
+    if not metric.higher_is_better:
+        shown = replace(shown, value=-shown.value, low=-shown.high, high=-shown.low)
+    if not metric.unit:
+        low, high = (float(np.clip(end, -1.0, 1.0)) for end in (shown.low, shown.high))
+        shown = replace(shown, low=low, high=high)
+    sign = 1.0 if metric.higher_is_better else -1.0
+    shared = [seed for seed in one.seeds if seed in other.seeds]
+    means = [
+        {seed: float(row.mean()) for seed, row in zip(each.seeds, each.scores, strict=True)}
+        for each in (one, other)
+    ]
+    return Comparison(
+        metric=metric.key,
         pooling=pooling,
-        level=found.plan.level,
-        effect=found.plan.effect_of(metric),
+        seeds=less.seeds,
+        images=less.images,
+        difference=shown,
+        by_seed=tuple(sign * (means[0][seed] - means[1][seed]) for seed in shared),
+        verdict=("better" if less.value > 0 else "worse") if clear else "",
     )
+
+
+def _trades(
+    losses: Sequence[LossResults], recommended: str, metrics: Sequence[Metric]
+) -> Iterator[str]:
+    """What each loss buys and pays beside the recommended one, in the metrics where it is clear."""
+    for loss in losses:
+        gains: list[str] = []
+        costs: list[str] = []
+        for metric in metrics[1:]:
+            one = loss.comparisons.get((metric.key, metric.poolings[0]))
+            if one is not None and one.verdict:
+                digits = 1 if metric.unit else 3
+                size = f"{abs(one.difference.value):.{digits}f} {metric.unit}".strip()
+                (gains if one.verdict == "better" else costs).append(f"{metric.name} {size}")
+        if gains or costs:
+            said = [f"better by {', '.join(gains)}"] * bool(gains)
+            said += [f"worse by {', '.join(costs)}"] * bool(costs)
+            yield f"`{loss.loss}`, beside `{recommended}`: {'; '.join(said)}."
 
 
 def _loss_results(
     found: ComparisonData,
     one: LossTrials,
-    comparisons: Mapping[tuple[str, Pooling], Mapping[str, Comparison]],
+    comparisons: Mapping[tuple[str, Pooling], Comparison],
+    standing: LossStanding,
     cost: Cost | None,
     details: Any,
 ) -> LossResults:
@@ -364,9 +458,8 @@ def _loss_results(
         },
         seconds=tuple(float(trial.summary["seconds"]) for trial in one.trials),
         failures=one.failures,
-        comparisons={
-            key: by_loss[one.loss] for key, by_loss in comparisons.items() if one.loss in by_loss
-        },
+        comparisons=comparisons,
+        standing=standing,
         details=details,
     )
 

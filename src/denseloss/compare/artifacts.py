@@ -26,7 +26,7 @@ def make_artifacts(
 ) -> Iterator[str]:
     """Measure what each loss costs, and keep what the task shows; say what could not be made."""
     yield from time_losses(folder, plan, data)
-    first = _first_of_baseline(plan, progress)
+    first = _first_finished(plan, progress)
 
     def baseline() -> tuple[Any, Any]:
         assert first is not None
@@ -51,14 +51,17 @@ def make_artifacts(
     yield from plan.task.keep_artifacts(finished)
 
 
-def _first_of_baseline(plan: ComparePlan, progress: Progress) -> Trial | None:
-    loss = plan.losses[0]
-    trials = [
-        trial
-        for trial in (*progress.search(loss), *progress.rest(loss))
-        if trial.lr == progress.chosen(loss) and progress.states.get(trial) == "finished"
-    ]
-    return min(trials, key=lambda trial: trial.seed, default=None)
+def _first_finished(plan: ComparePlan, progress: Progress) -> Trial | None:
+    """The first seed of the first loss that has a finished network."""
+    for loss in plan.losses:
+        trials = [
+            trial
+            for trial in (*progress.search(loss), *progress.rest(loss))
+            if trial.lr == progress.chosen(loss) and progress.states.get(trial) == "finished"
+        ]
+        if trials:
+            return min(trials, key=lambda trial: trial.seed)
+    return None
 
 
 def time_losses(folder: ComparisonFolder, plan: ComparePlan, data: Data) -> Iterator[str]:

@@ -1,10 +1,10 @@
 """What weakens the conclusions of a comparison: all of it is said here, and nowhere else."""
 
-import math
 from collections.abc import Iterator, Sequence
 
 import numpy as np
 
+from denseloss.compare.answer import FEWEST_IMAGES
 from denseloss.compare.plan import ComparePlan
 from denseloss.compare.results import LossResults
 from denseloss.tasks import SplitSummary
@@ -21,16 +21,12 @@ def of_images(
     *,
     validation: SplitSummary,
     held_out: SplitSummary,
-    losses: int,
-    level: float,
 ) -> Iterator[str]:
     """Say what the images do not allow to conclude, a sentence or two each.
 
     Args:
         validation: What its images hold.
         held_out: What its images hold.
-        losses: How many there are, the baseline included.
-        level: Of the verdict; a corrected p below one minus it decides.
     """
     if held_out.missing:
         yield (
@@ -46,14 +42,10 @@ def of_images(
     if held_out.unscored:
         are = "s are" if held_out.unscored > 1 else " is"
         yield f"{held_out.unscored} held-out image{are} void everywhere and counted nowhere."
-    # Every sign of every image's difference is as likely as the other: so small can p become.
-    least = 2.0 ** (1 - held_out.images) * max(1, losses - 1)
-    if losses > 1 and least >= 1 - level:
-        needed = 2 + math.floor(math.log2((losses - 1) / (1 - level)))
+    if held_out.images < FEWEST_IMAGES:
         yield (
-            f"With {held_out.images} held-out image{'s' * (held_out.images != 1)} and {losses} "
-            f"losses no difference can be shown, however large: corrected p cannot fall below "
-            f"{min(1.0, least):.2g}. It takes at least {needed} held-out images."
+            f"With {held_out.images} held-out image{'s' * (held_out.images != 1)} no loss can be "
+            f"ruled out, however bad it is: it takes at least {FEWEST_IMAGES}."
         )
 
 
@@ -63,7 +55,7 @@ def of_results(
     *,
     validation: SplitSummary,
     held_out: SplitSummary,
-    split_of_folder: bool,
+    split_is_drawn: bool,
     others: Sequence[str],
     unfinished: int,
 ) -> Iterator[str]:
@@ -74,7 +66,7 @@ def of_results(
         losses: Their results.
         validation: What its images hold.
         held_out: What its images hold.
-        split_of_folder: Whether the data itself says what is held out.
+        split_is_drawn: Whether what is held out was drawn, and is not said by the data itself.
         others: Losses of finished trials in the folder that are not compared.
         unfinished: How many trials are still to come.
     """
@@ -89,22 +81,19 @@ def of_results(
         yield f"{failed} trial{'s' * (failed != 1)} failed; the errors stand below."
     if held_out.images < _FEW_IMAGES:
         more = (
-            "more held-out images in the folder"
-            if split_of_folder
-            else "more images, or a larger --test-share (and another --out)"
+            "more images, or a larger --test-share (and another --out)"
+            if split_is_drawn
+            else "more held-out images"
         )
         yield (
             f"Only {held_out.images} held-out image{'s' * (held_out.images != 1)}: what is "
             f"concluded about other images rests on very few; {more} would help."
         )
-    yield from of_images(
-        validation=validation, held_out=held_out, losses=len(losses), level=plan.level
-    )
+    yield from of_images(validation=validation, held_out=held_out)
     if others:
         yield (
             f"The folder holds finished trials of {', '.join(f'`{loss}`' for loss in others)}, "
-            "which are not in this report, nor in its correction for the number of losses; give "
-            "their --loss, too."
+            "which are not in this report; give their --loss, too."
         )
     seeds = min((len(loss.seeds) for loss in losses if loss.seeds), default=0)
     if seeds < _FEW_SEEDS:

@@ -13,8 +13,8 @@ from denseloss.data.files import csv_text, write_whole
 
 _WHOLE = "(whole)"
 _KEYS = (
-    "loss", "lr", "seeds", "scores", "per_part", "comparisons", "cost", "searched", "steps_to_95",
-    "seconds", "failures",
+    "loss", "lr", "seeds", "standing", "scores", "per_part", "comparisons", "cost", "searched",
+    "steps_to_95", "seconds", "failures",
 )  # fmt: skip
 """Of a line of `results.jsonl`, before what the task adds."""
 
@@ -24,7 +24,8 @@ def write_tables(found: ComparisonData, results: Results) -> None:
 
     `results.csv` has a row per loss, seed, metric, pooling and part (such as a class); `images.csv`
     a row per loss, seed, image and part with all metrics; `results.jsonl` a line per loss with the
-    estimates, their intervals, the comparison with the baseline and what the task adds.
+    estimates, their intervals, where the loss stands, the comparison with the recommended one and
+    what the task adds.
     """
     folder, part = found.folder, found.task.part or "part"
     header = ("loss", "seed", "lr", "metric", "pooling", part, "value")

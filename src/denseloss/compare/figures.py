@@ -10,7 +10,13 @@ from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, MaxNLocat
 from numpy.typing import NDArray
 
 from denseloss.compare.results import LossResults, Results
-from denseloss.compare.score_tables import POOLING_WORDS, digits, metric_name
+from denseloss.compare.score_tables import (
+    POOLING_WORDS,
+    digits,
+    is_main,
+    metric_name,
+    one_word,
+)
 from denseloss.data.samples import evenly
 from denseloss.report.drawing import (
     FONT,
@@ -28,8 +34,8 @@ from denseloss.report.drawing import (
     marker,
     svg,
 )
-from denseloss.report.numbers import number, rate
-from denseloss.report.sections import letter
+from denseloss.report.numbers import Estimate, number, rate
+from denseloss.report.sections import Tone, letter
 from denseloss.tasks.scores import Metric, Pooling
 
 _Band = NDArray[np.float64]
@@ -38,45 +44,89 @@ _Band = NDArray[np.float64]
 _MOST_POINTS = 120
 _MOST_LINES = 130
 _LETTER = 0.055
+_WIDEST = 0.6
+"""An interval may go beyond the values by so much of what they span."""
 
 
 def values(results: Results, metric: Metric, pooling: Pooling) -> str:
     """Each loss's score with its interval, and a small dot per seed."""
     key, decimals = (metric.key, pooling), digits(results, metric)
     found = [loss.scores.get(key) for loss in results.losses]
+    lines = [
+        Line(loss=i, estimate=one, dots=_several(results.losses[i].per_seed.get(key, ())))
+        for i, one in enumerate(found)
+    ]
     better = "higher" if metric.higher_is_better else "lower"
     return _by_loss(
         results,
-        [
-            Line(loss=i, estimate=one, dots=results.losses[i].per_seed.get(key, ()))
-            for i, one in enumerate(found)
-        ],
+        lines,
         ["no finished trial" if one is None else number(one.value, decimals) for one in found],
+        [None] * len(found),
         label=f"{metric_name(metric)}, {POOLING_WORDS[pooling]} ({better} is better)",
         name=_named("values", metric, pooling),
         says=f"{metric.name}, {POOLING_WORDS[pooling]}, of every loss with its interval",
+        ends=_ends(lines),
     )
 
 
-def differences(results: Results, metric: Metric, pooling: Pooling) -> str | None:
-    """Each loss's difference to the baseline with its interval, None without a comparison."""
-    decimals, lines, texts = digits(results, metric), [], []
-    for i, loss in enumerate(results.losses):
-        one = loss.comparisons.get((metric.key, pooling))
-        if one is None:
-            lines.append(Line(loss=i, estimate=None))
-            texts.append("not compared" if i else "baseline")
-        else:
-            hollow = one.verdict == "undecided"
-            lines.append(Line(loss=i, estimate=one.difference, hollow=hollow))
-            value = number(one.difference.value, decimals, signed=True)
-            texts.append(f"{value}\u2002{one.verdict}")
-    if all(line.estimate is None for line in lines):
+def standings(results: Results) -> str | None:
+    """How far each loss is from the recommended one, the best first, and where it stands.
+
+    None without a comparison. Losses without a score are left out.
+    """
+    metric, pooling = results.metrics[0], results.pooling
+    sign = 1 if metric.higher_is_better else -1
+    found = {
+        i: loss.comparisons.get((metric.key, pooling)) for i, loss in enumerate(results.losses)
+    }
+    ahead = {i: sign * one.difference.value for i, one in found.items() if one is not None}
+    shown = [i for i in ahead if not math.isnan(ahead[i])]
+    if not shown:
         return None
+    order = sorted([*shown, results.answer.loss], key=lambda i: -ahead.get(i, 0.0))
+    return _differences(results, metric, pooling, order, name="standings")
+
+
+def differences(results: Results, metric: Metric, pooling: Pooling) -> str | None:
+    """How far each loss is from the recommended one; None without a comparison."""
+    if not any((metric.key, pooling) in loss.comparisons for loss in results.losses):
+        return None
+    name = _named("differences", metric, pooling)
+    return _differences(results, metric, pooling, range(len(results.losses)), name=name)
+
+
+def _differences(
+    results: Results, metric: Metric, pooling: Pooling, order: Sequence[int], *, name: str
+) -> str:
+    """Differences with their intervals and those of the seeds, in the order that is asked for."""
+    decimals, take = digits(results, metric), results.answer.loss
+    main = is_main(results, metric, pooling)
+    banded = metric.key == results.metrics[0].key
+    lines: list[Line] = []
+    texts: list[str] = []
+    tones: list[Tone | None] = []
+    for i in order:
+        one = results.losses[i].comparisons.get((metric.key, pooling))
+        tone: Tone | None = None
+        if i == take:
+            same = Estimate(value=0, low=0, high=0, standard_error=0, freedom=math.inf)
+            line, told, tone = Line(loss=i, estimate=same), "take this", "take"
+        elif one is None:
+            line, told = Line(loss=i, estimate=None), "no score"
+        else:
+            tone, word = one_word(results.losses[i]) if main else (None, one.verdict)
+            settled = tone in ("equal", "out") if main else bool(one.verdict)
+            dots = _several(one.by_seed)
+            line = Line(loss=i, estimate=one.difference, dots=dots, hollow=not settled)
+            value = number(one.difference.value, decimals, signed=True)
+            told = "\u2002".join(filter(None, [value, word]))
+        lines.append(line)
+        texts.append(told)
+        tones.append(tone)
 
     def behind(axes: Axes) -> None:
-        axes.axvline(0, color=INK, linewidth=1)
-        if metric.key == results.metrics[0].key:
+        axes.axvline(0, color=INK, linewidth=1, zorder=0.9, solid_capstyle="butt")
+        if banded:
             axes.axvspan(-results.effect, results.effect, color=SOFT, linewidth=0, zorder=0)
 
     unit = f" ({metric.unit})" if metric.unit else ""
@@ -85,31 +135,71 @@ def differences(results: Results, metric: Metric, pooling: Pooling) -> str | Non
         results,
         lines,
         texts,
-        label=f"← {left}\u2003difference to {letter(0)}{unit}\u2003{right} →",
-        name=_named("differences", metric, pooling),
-        says=f"Difference of every loss to the baseline in {metric.name}, {POOLING_WORDS[pooling]}",
+        tones,
+        label=f"← {left}\u2003{metric.name}, difference from {letter(take)}{unit}\u2003{right} →",
+        name=name,
+        says=f"Difference of every loss from {results.names[take]} in {metric.name}, "
+        f"{POOLING_WORDS[pooling]}",
         behind=behind,
+        title_lines=1 if main else 3,
+        ends=_ends(lines, *((-results.effect, results.effect) if banded else (0.0,))),
     )
+
+
+def _ends(lines: Sequence[Line], *points: float) -> tuple[float, float] | None:
+    """The ends of the axis where an interval is so wide that nothing else could be seen.
+
+    Args:
+        lines: What is drawn.
+        points: What else is to be seen.
+    """
+    found = [line.estimate for line in lines if line.estimate is not None]
+    seen = [*points, *(one.value for one in found), *(dot for line in lines for dot in line.dots)]
+    seen = [one for one in seen if not math.isnan(one)]
+    if not seen or min(seen) == max(seen):
+        return None
+    room = _WIDEST * (max(seen) - min(seen))
+    low, high = min(seen) - room, max(seen) + room
+    wide = any(one.low < low or one.high > high for one in found)
+    return (low, high) if wide else None
+
+
+def _several(by_seed: Sequence[float]) -> Sequence[float]:
+    """The seeds, where they say more than their mean."""
+    return by_seed if len(by_seed) > 1 else ()
 
 
 def _by_loss(
     results: Results,
     lines: Sequence[Line],
     texts: Sequence[str],
+    tones: Sequence[Tone | None],
     *,
     label: str,
     name: str,
     says: str,
     behind: Callable[[Axes], None] | None = None,
+    title_lines: int = 3,
+    ends: tuple[float, float] | None = None,
 ) -> str:
     """A line and a text for each loss, below its letter and its name."""
-    losses = list(zip(results.names, lines, texts, strict=True))
     groups = [
-        Group(title=f"{letter(line.loss)}\u2002{loss}", lines=[line], text=text)
-        for loss, line, text in losses
+        Group(
+            title=f"{letter(line.loss)}\u2002{results.names[line.loss]}",
+            lines=[line],
+            text=text,
+            tone=tone,
+        )
+        for line, text, tone in zip(lines, texts, tones, strict=True)
     ]
-    told = "; ".join(f"{loss} {text}" for loss, _, text in losses)
-    return forest(groups, label=label, name=name, says=f"{says}: {told}", behind=behind)
+    told = "; ".join(
+        f"{results.names[line.loss]} {text}" for line, text in zip(lines, texts, strict=True)
+    )
+    return forest(
+        groups, label=label, name=name, says=f"{says}: {told}", behind=behind,
+        title_lines=title_lines,
+        ends=ends,
+    )  # fmt: skip
 
 
 def _named(kind: str, metric: Metric, pooling: Pooling) -> str:

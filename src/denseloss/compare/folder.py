@@ -2,6 +2,7 @@
 
 import contextlib
 import hashlib
+import json
 import pickle
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -47,6 +48,7 @@ class ComparisonFolder:
         self.report_file = path / "report.html"
         self.table_file = path / "results.csv"
         self.lines_file = path / "results.jsonl"
+        self.looks_file = path / "looks.json"
 
     def config(self) -> dict[str, Any] | None:
         """Return `compare.toml`, None where there is no comparison yet.
@@ -142,6 +144,33 @@ class ComparisonFolder:
 
         self._writing(write)
         return hashlib.blake2b(content, digest_size=16).hexdigest()
+
+    def earlier_looks(self, seeds: int) -> int:
+        """Return how many answers were given before, with fewer seeds: each spent some error.
+
+        Raises:
+            InputError: The file that counts them was changed.
+        """
+        return sum(look < seeds for look in self._looks())
+
+    def add_look(self, seeds: int) -> None:
+        """Remember that an answer was given with so many seeds."""
+        looks = sorted({*self._looks(), seeds})
+        self._writing(lambda: write_whole(self.looks_file, json.dumps(looks) + "\n"))
+
+    def _looks(self) -> list[int]:
+        if not self.looks_file.exists():
+            return []
+        try:
+            looks = json.loads(self.looks_file.read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            looks = None
+        if not (isinstance(looks, list) and all(isinstance(look, int) for look in looks)):
+            raise InputError(
+                f"{self.looks_file}: is not what denseloss writes, a list of numbers of seeds; "
+                "remove it, and the next answer counts as the first"
+            )
+        return looks
 
     def read_data(self, digest: str) -> Data:
         """Return the data that was kept.

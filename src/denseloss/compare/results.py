@@ -8,41 +8,35 @@ from denseloss.explain.cost import Cost
 from denseloss.report.numbers import Estimate
 from denseloss.tasks.scores import Metric, Pooling
 
+Standing = Literal["recommended", "ruled out", "equal", "not better", "open"]
+"""`"ruled out"`: another loss is better. `"equal"`: practically equal to the recommended loss.
+`"not better"`: it may be the best, but not by more than the smallest difference that matters."""
 
-@dataclass(frozen=True, kw_only=True)
-class Needed:
-    """What would make a difference of some size detectable, everything else as it is.
 
-    Attributes:
-        effect: The difference to be found.
-        seeds: How many more seeds would do, 0 if there are enough; None where seeds alone never do.
-        images: How many more held-out images would do; None where images alone never do.
-    """
-
-    effect: float
-    seeds: int | None
-    images: int | None
+STANDINGS: Mapping[Standing, str] = {
+    "recommended": "take this",
+    "equal": "equal",
+    "not better": "not better",
+    "open": "open",
+    "ruled out": "ruled out",
+}
+"""The standings in words for tables, the best first."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Comparison:
-    """A loss against the baseline in one metric, paired by seed and by image.
+    """A loss against the recommended one in one metric, paired by seed and by image.
 
     Attributes:
         metric: Its key.
         pooling: How the score is taken.
         seeds: How many seeds both have finished.
         images: How many held-out images there are.
-        difference: Loss minus baseline, in the unit of the metric.
-        p: Two-sided, before correction.
-        p_corrected: After Holm's correction over all losses.
-        probability_of_improvement: That the loss scores better than the baseline on an image, with
-            a seed of its own; ties count half.
-        effect_size: Mean difference over the standard deviation of the images' differences.
-            Both are of scores per image, and NaN where scores are pooled.
-        needed: For the smallest difference that matters.
-        verdict: `"better"`, `"worse"` or `"undecided"`.
-        words: The verdict as a sentence.
+        difference: This loss minus the recommended one, in the unit of the metric, with the
+            interval of this pair alone.
+        by_seed: The same at each seed that both have.
+        verdict: `"better"` or `"worse"` where the difference is clear, for all losses at once; else
+            empty.
     """
 
     metric: str
@@ -50,13 +44,67 @@ class Comparison:
     seeds: int
     images: int
     difference: Estimate
-    p: float
-    p_corrected: float
-    probability_of_improvement: Estimate
-    effect_size: float
-    needed: Needed
-    verdict: Literal["better", "worse", "undecided"]
+    by_seed: tuple[float, ...]
+    verdict: Literal["better", "worse", ""]
+
+
+@dataclass(frozen=True, kw_only=True)
+class LossStanding:
+    """Where a loss stands among all, in the metric of the verdict.
+
+    Attributes:
+        standing: In one word or two.
+        worse_by: It is worse than some other loss by at least this; 0 where that was not shown.
+        upper: It is better than the best of the others by at most this.
+        best: Probability that it is the best; NaN where no risk can be given.
+        within: Probability that it is within the smallest difference that matters of the best.
+        regret: Expected loss of score if it is taken and another one is the best.
+        more_seeds: How many more seeds would probably settle an open one; None where seeds alone do
+            not, or where nothing is open.
+        words: A sentence.
+    """
+
+    standing: Standing
+    worse_by: float
+    upper: float
+    best: float
+    within: float
+    regret: float
+    more_seeds: int | None
     words: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class NextStep:
+    """What would tell more.
+
+    Attributes:
+        words: What to do and what it costs, in a sentence.
+        command: That does it; empty where it is no command.
+    """
+
+    words: str
+    command: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Answer:
+    """Which loss to take.
+
+    Attributes:
+        loss: Place of the recommended loss.
+        words: The recommendation, then its risk, in sentences.
+        next: What would tell more; None where nothing is open.
+        smallest: The smallest difference between two losses that this comparison would have shown
+            with a chance of 80 %; NaN where that is not known.
+        trades: What the losses buy and pay compared with the recommended one, a sentence each.
+    """
+
+    loss: int
+    words: tuple[str, ...]
+    next: NextStep | None
+    smallest: float
+    trades: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -114,7 +162,8 @@ class LossResults:
         steps_to_95: By seed: the first validated step whose score reaches 95 % of the last one's.
         seconds: Training time of each finished trial.
         failures: The trials of this loss that did not finish.
-        comparisons: By (metric, pooling); empty for the baseline.
+        comparisons: With the recommended loss, by (metric, pooling); empty for that loss itself.
+        standing: Among all losses.
         details: What its task adds for `results.jsonl`: a dataclass, or a dict.
     """
 
@@ -134,6 +183,7 @@ class LossResults:
     seconds: tuple[float, ...]
     failures: tuple[Failure, ...]
     comparisons: Mapping[tuple[str, Pooling], Comparison]
+    standing: LossStanding
     details: Any = field(default_factory=dict)
 
 
@@ -153,11 +203,13 @@ class Results:
         pooling: How the verdict's score is taken.
         level: Of the confidence intervals, such as 0.95.
         effect: The smallest difference that matters.
-        losses: In the order they were given; the first is the baseline.
-        verdict: In words, a sentence per loss, after one that sums up.
+        losses: In the order they were given.
+        answer: Which one to take.
         warnings: What weakens the conclusions, in plain words.
         settings: What all trials had in common: name and value, to be shown.
         sources: Code of the user's own in the losses.
+        rate_seeds: The learning rates were tried on so many of the seeds, from 0 on; 0 where that
+            is not known.
         commands: To repeat it, a line each.
         versions: Name and version of what it ran on.
     """
@@ -174,10 +226,11 @@ class Results:
     level: float
     effect: float
     losses: tuple[LossResults, ...]
-    verdict: tuple[str, ...]
+    answer: Answer
     warnings: tuple[str, ...]
     settings: Mapping[str, Any]
     sources: tuple[Source, ...] = ()
+    rate_seeds: int = 0
     commands: tuple[str, ...]
     versions: Mapping[str, str]
 

@@ -2,9 +2,7 @@
 
 import itertools
 import platform
-import shlex
 import signal
-import sys
 import tempfile
 import time
 import tomllib
@@ -48,7 +46,8 @@ from denseloss.train.own_code import keep, look_at, record
 from denseloss.train.plan import TrainPlan, accelerator_here, default_size, options_of
 from denseloss.train.plan import plan_of as train_plan_of
 from denseloss.train.run import facts, opened, step_times, try_plan
-from denseloss.train.settings import TrainSettings, TrialSettings
+from denseloss.train.settings import TrainSettings, TrialSettings, command
+from denseloss.user_code import full_name, is_user_code
 
 _AUTO = "auto"
 _TICK_SECONDS = 0.2
@@ -159,6 +158,8 @@ def _reported(folder: ComparisonFolder) -> CompareResult:
     results, sections = aggregate(found)
     write_tables(found, results)
     page = write_report(contents(results, sections), folder.path)
+    if not found.unfinished:
+        folder.add_look(found.plan.seeds)
     return CompareResult(folder=folder.path, report=page, results=results)
 
 
@@ -167,7 +168,9 @@ def _absolute(data: str) -> str:
 
     Links stay as they are: other machines may not have what they lead to.
     """
-    return data if data.startswith("synthetic:") else str(Path(data).expanduser().absolute())
+    if data.startswith("synthetic:") or is_user_code(data):
+        return full_name(data)
+    return str(Path(data).expanduser().absolute())
 
 
 def _speaker(console: Console) -> Callable[[str], None]:
@@ -391,7 +394,7 @@ def _config(
         "context": context,
         "run": {
             "format": FORMAT,
-            "command": shlex.join(["denseloss", *sys.argv[1:]]),
+            "command": command("compare", settings),
             "machine": platform.platform(),
             "python": platform.python_version(),
             **{
@@ -407,7 +410,7 @@ def _config(
 def _plan_lines(
     plan: ComparePlan, engine: Engine, notes: Mapping[str, Sequence[str]]
 ) -> Iterator[str]:
-    yield f"losses: {len(plan.candidates)}, the first is the baseline"
+    yield f"losses: {len(plan.candidates)}"
     for candidate in plan.candidates:
         reason = f"  ({candidate.reason})" if candidate.reason else ""
         yield f"  {plan.names[candidate.loss]}{reason}"
@@ -437,8 +440,6 @@ def _caveats(plan: ComparePlan, data: Data) -> Iterator[str]:
     for caveat in of_images(
         validation=plan.task.summary(data, data.val),
         held_out=plan.task.summary(data, data.test),
-        losses=len(plan.losses),
-        level=plan.level,
     ):
         yield f"note: {caveat}"
 

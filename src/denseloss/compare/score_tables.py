@@ -1,25 +1,14 @@
 """The tables of every comparison."""
 
 import math
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
 from statistics import median
 from typing import Any
 
-from denseloss.compare.results import Comparison, LossResults, Results
-from denseloss.compare.statistics import MOST_SEEDS
-from denseloss.report.numbers import (
-    NOTHING,
-    Estimate,
-    duration,
-    number,
-    plain,
-    plural,
-    probability,
-    rate,
-    short,
-)
-from denseloss.report.sections import Cell, Row, Table
+from denseloss.compare.results import STANDINGS, Comparison, LossResults, Results, Standing
+from denseloss.report.numbers import Estimate, chance, duration, number, plain, plural, rate, short
+from denseloss.report.sections import Cell, Row, Table, Tone, letter
 from denseloss.report.tables import EMPTY, by_loss, column, estimated
 from denseloss.tasks.scores import Metric, Pooling
 
@@ -28,6 +17,13 @@ POOLING_WORDS: Mapping[Pooling, str] = {"image": "per image", "pooled": "pooled"
 POOLING_MEANING: Mapping[Pooling, str] = {
     "image": "the mean over the held-out images of each image's score",
     "pooled": "one score of all held-out images together",
+}
+_TONES: Mapping[Standing, Tone] = {
+    "recommended": "take",
+    "equal": "equal",
+    "not better": "open",
+    "open": "open",
+    "ruled out": "out",
 }
 
 
@@ -78,7 +74,8 @@ def scores_note(results: Results) -> str:
     return (
         f"With each value its {level(results)} confidence interval. ↑ higher is better, ↓ lower is "
         "better. “Best” is the best value of the column, maybe by chance; “better” and “worse” "
-        "(than the baseline) stand only where the corrected test says so."
+        f"(than {letter(results.answer.loss)}) stand only where that is clear for "
+        "all losses at once. With many metrics, one such word may come by chance."
     )
 
 
@@ -95,61 +92,116 @@ def _column(
     return column(found, decimals=decimals, higher=higher, verdicts=verdicts)
 
 
+def with_unit(results: Results, value: str) -> str:
+    """A value of the metric of the answer, such as `0.5 px` or `0.01`."""
+    unit = results.metrics[0].unit
+    return f"{value} {unit}" if unit else value
+
+
+def effect(results: Results) -> str:
+    """The smallest difference that matters."""
+    return with_unit(results, f"{results.effect:g}")
+
+
+def is_main(results: Results, metric: Metric, pooling: Pooling) -> bool:
+    """Whether the answer rests on this score."""
+    return metric.key == results.metrics[0].key and pooling == results.pooling
+
+
+def one_word(loss: LossResults) -> tuple[Tone, str]:
+    """Where a loss stands, as short as it can be said, and how good news that is."""
+    if not loss.seeds:
+        return "open", "no score"
+    standing = loss.standing.standing
+    return _TONES[standing], STANDINGS[standing]
+
+
+def chip(results: Results, loss: LossResults) -> tuple[Tone, str]:
+    """Where a loss stands in a few words, and how good news that is."""
+    found, (tone, words) = loss.standing, one_word(loss)
+    by = number(found.worse_by, digits(results, results.metrics[0]))
+    if not loss.seeds:
+        words = "no finished trial"
+    elif found.standing == "equal":
+        words = "practically equal"
+    elif found.standing == "not better":
+        words = f"may be best, not better by more than {effect(results)}"
+    elif found.standing == "ruled out" and float(by) > 0:
+        words = f"ruled out, worse by at least {with_unit(results, by)}"
+    elif found.standing == "open" and found.more_seeds:
+        words = f"open: {plural(found.more_seeds, 'more seed')} would tell"
+    return tone, words
+
+
 def comparison(results: Results, metric: Metric, pooling: Pooling) -> Table:
-    """All losses against the baseline in one metric."""
-    found = [loss.comparisons.get((metric.key, pooling)) for loss in results.losses]
-    rows = [_compared(i, one, digits(results, metric)) for i, one in enumerate(found)]
-    effect = next((f" for {one.needed.effect:g}" for one in found if one is not None), "")
-    measures = ("Difference", "p", "p corrected", "Probability of improvement", "Effect size")
-    names = (*measures, "Verdict", f"More needed{effect}")
-    # Said once in a line: the verdict has a column of its own.
+    """All losses in one metric, and how far each is from the recommended one."""
+    key, losses = (metric.key, pooling), results.losses
+    found = [loss.comparisons.get(key) for loss in losses]
+    # Said once in a line: the standing has a column of its own.
     score = [replace(cell, verdict="") for cell in _score_column(results, metric, pooling)]
-    return by_loss(
-        results.names,
-        f"{metric.name}, {POOLING_WORDS[pooling]}: every loss against the baseline",
-        [(metric_name(metric), score), *zip(names, zip(*rows, strict=True), strict=True)],
-    )
+    columns = [(metric_name(metric), score)]
+    if any(found):
+        decimals = digits(results, metric)
+        columns.append(
+            (
+                f"Difference from {letter(results.answer.loss)}",
+                [
+                    EMPTY if one is None else estimated(one.difference, decimals, signed=True)
+                    for one in found
+                ],
+            )
+        )
+    if is_main(results, metric, pooling):
+        columns += _standing_columns(results)
+    elif any(one.verdict for one in found if one):
+        columns.append(("Verdict", [_verdict(one) for one in found]))
+    caption = f"{metric.name}, {POOLING_WORDS[pooling]}"
+    return by_loss(results.names, caption, columns)
 
 
-def _compared(index: int, found: Comparison | None, decimals: int) -> tuple[Cell, ...]:
+def _verdict(found: Comparison | None) -> Cell:
     if found is None:
-        what = "baseline" if index == 0 else "not compared"
-        return (*[EMPTY] * 5, Cell(text=what), EMPTY)
-    undecided = found.verdict == "undecided"
-    seeds = found.needed.seeds
-    return (
-        estimated(found.difference, decimals, signed=True),
-        Cell(text=probability(found.p), order=found.p),
-        Cell(text=probability(found.p_corrected), order=found.p_corrected),
-        estimated(found.probability_of_improvement, 2),
-        Cell(text=number(found.effect_size, 2, signed=True), order=found.effect_size),
-        Cell(
-            text="undecided" if undecided else "",
-            verdict="" if undecided else found.verdict,
-            order=("worse", "undecided", "better").index(found.verdict),
-        ),
-        Cell(text=_needed(found), order=math.inf if seeds is None else seeds),
+        return EMPTY
+    order = ("worse", "", "better").index(found.verdict)
+    return Cell(text="" if found.verdict else "not clear", verdict=found.verdict, order=order)
+
+
+def _standing_columns(results: Results) -> Iterator[tuple[str, list[Cell]]]:
+    """Where each loss stands, and what one risks by taking it as far as that is known."""
+    losses = results.losses
+    standings = [one_word(loss) for loss in losses]
+    ranks = [(_TONES[one], word) for one, word in STANDINGS.items()]
+    yield (
+        "Standing",
+        [
+            Cell(
+                text=word,
+                tone=tone,
+                order=len(ranks) - ranks.index((tone, word)) if loss.seeds else math.nan,
+            )
+            for loss, (tone, word) in zip(losses, standings, strict=True)
+        ],
     )
+    decimals = digits(results, results.metrics[0])
+    within = [_known(loss.standing.within, chance) for loss in losses]
+    regret = [_known(loss.standing.regret, lambda by: number(by, decimals)) for loss in losses]
+    more = [
+        EMPTY
+        if loss.standing.more_seeds is None
+        else Cell(text=str(loss.standing.more_seeds), order=loss.standing.more_seeds)
+        for loss in losses
+    ]
+    for name, cells in (
+        (f"Probability to be within {effect(results)} of the best", within),
+        ("Expected loss of score", regret),
+        ("More seeds to tell", more),
+    ):
+        if any(cell is not EMPTY for cell in cells):
+            yield name, cells
 
 
-def _needed(found: Comparison) -> str:
-    seeds, images = found.needed.seeds, found.needed.images
-    if 0 in (found.seeds, found.images):
-        return NOTHING
-    if found.seeds == 1:
-        return "2 seeds first"
-    if found.images == 1:
-        return "2 images first"
-    if not found.difference.standard_error > 0:
-        return NOTHING
-    if 0 in (seeds, images):
-        return "nothing"
-    ways = []
-    if seeds is not None:
-        ways.append(plural(seeds, "seed") if seeds <= MOST_SEEDS else f"> {MOST_SEEDS} seeds")
-    if images is not None:
-        ways.append(plural(images, "image"))
-    return " or ".join(ways) or "seeds and images"
+def _known(value: float, told: Callable[[float], str]) -> Cell:
+    return EMPTY if math.isnan(value) else Cell(text=told(value), order=value)
 
 
 def learning(results: Results) -> Table:
@@ -181,9 +233,9 @@ def _middle(found: Collection[float], shown: Callable[[float], str]) -> Cell:
 
 
 def rates(results: Results) -> Table | None:
-    """What learning rates were tried, and what came of each."""
+    """What learning rates were tried, and what came of each; None where there was no choice."""
     losses, score = results.losses, results.score_name
-    if not results.rates:
+    if len(results.rates) < 2:
         return None
     edge = "at the edge of what was tried"
     chosen = [
@@ -198,7 +250,14 @@ def rates(results: Results) -> Table | None:
         )
     columns = [(rate(lr), [_tried(loss, lr) for loss in losses]) for lr in results.rates]
     columns.append(("Chosen", chosen))
-    return by_loss(results.names, f"Validation {score} by learning rate", columns, *notes)
+    caption = f"Validation {score} by learning rate{searched_on(results)}"
+    return by_loss(results.names, caption, columns, *notes)
+
+
+def searched_on(results: Results) -> str:
+    """The seeds on which learning rates were tried, as they follow on a caption."""
+    seeds = results.rate_seeds
+    return {0: "", 1: ", seed 0 alone"}.get(seeds, f", mean over seeds 0 to {seeds - 1}")
 
 
 def _tried(loss: LossResults, lr: float) -> Cell:

@@ -34,7 +34,7 @@ class CompareSettings(TrialSettings):
 
     Attributes:
         loss: Weighted sum of losses, of which file.py:name is one of your own; give it several
-            times, the baseline first. auto proposes losses for the data, each with its reason.
+            times. auto proposes losses for the data, each with its reason.
         out: The comparison's folder; by default runs/compare-DATA.
         seeds: Networks to train with each loss.
         lr: How many learning rates every loss tries, the default in the middle; the best on
@@ -50,7 +50,7 @@ class CompareSettings(TrialSettings):
             boundary_f or hd95, by default dice.
         pooled: Judge all held-out images together, not image by image.
         effect: The smallest difference that matters to you; by default 0.01, or 1 pixel.
-        level: Of the confidence intervals.
+        level: Of confidence: in the intervals, and in what is ruled out.
         engine: Processes on this machine, or a Ray cluster with a shared file system.
         jobs: Trials at a time; by default one per GPU, or one per core.
         address: Of the Ray cluster; without it Ray starts on this machine.

@@ -1,20 +1,37 @@
 """The sentences of every comparison's report."""
 
+import math
+from collections.abc import Iterable, Iterator, Sequence
+
+from denseloss.compare.answer import FEWEST_IMAGES
 from denseloss.compare.results import Results
-from denseloss.compare.score_tables import POOLING_WORDS, level
-from denseloss.report.numbers import plural, rate
+from denseloss.compare.score_tables import POOLING_MEANING, POOLING_WORDS, digits, effect, level
+from denseloss.report.numbers import Estimate, number, plural, rate
+from denseloss.report.sections import Item
 from denseloss.tasks.scores import Metric
 
 CURVES = "Mean over the seeds, and a band from the lowest to the highest: no confidence interval."
 
 
 def subtitle(results: Results) -> str:
-    """How much was compared."""
-    seeds = max((len(loss.seeds) for loss in results.losses), default=0)
-    held_out = results.counts.get("held out")
-    images = "" if held_out is None else f" on {plural(held_out, 'held-out image')}"
-    losses = len(results.losses)
-    return f"{losses} {'loss' if losses == 1 else 'losses'}, {plural(seeds, 'seed')} each{images}"
+    """How much was compared, and the smallest difference that this would have shown."""
+    counts = [len(loss.seeds) for loss in results.losses if loss.seeds] or [0]
+    least, most = min(counts), max(counts)
+    seeds = plural(most, "seed") if least == most else f"{least} to {most} seeds"
+    losses, held_out = len(results.losses), results.counts.get("held out")
+    told = [
+        f"{losses} {'loss' if losses == 1 else 'losses'}",
+        f"{seeds} each" if losses > 1 else seeds,
+    ]
+    if held_out is not None:
+        told.append(plural(held_out, "held-out image"))
+    smallest = results.answer.smallest
+    if not math.isfinite(smallest):
+        return ", ".join(told)
+    metric = results.metrics[0]
+    unit = metric.unit or metric.name
+    least_seen = f"{number(smallest, digits(results, metric))} {unit}"
+    return f"{', '.join(told)}: enough to see a difference of {least_seen} (probability 80 %)"
 
 
 def better(metric: Metric) -> str:
@@ -22,38 +39,55 @@ def better(metric: Metric) -> str:
     return f"{'Higher' if metric.higher_is_better else 'Lower'} is better."
 
 
-def statistics(results: Results) -> tuple[str, ...]:
-    """How it was measured, in paragraphs."""
-    budget = "One learning rate was used for all losses: a loss may do better with its own."
-    if len(results.rates) > 1:
-        budget = (
-            f"Every loss could choose from the same learning rates "
-            f"({', '.join(map(rate, results.rates))}) and took the one with the best validation "
-            f"{results.score_name}."
-        )
-    return (
-        "Each trial is one training with one loss, one seed and one learning rate. At one seed all "
+def marks(results: Results, found: Iterable[tuple[Estimate, Sequence[float]]]) -> str:
+    """What stands at the values of a figure: their intervals and seeds, as far as it has them.
+
+    Args:
+        results: Of the comparison.
+        found: The values with those of the single seeds.
+    """
+    shown = list(found)
+    told = []
+    if not all(math.isnan(one.low) for one, _ in shown):
+        told.append(f"line: {level(results)} confidence interval")
+    if any(len(by_seed) > 1 for _, by_seed in shown):
+        told.append("rings: single seeds")
+    words = "; ".join(told)
+    return f"{words[:1].upper()}{words[1:]}." if told else ""
+
+
+def method(results: Results) -> tuple[Item, ...]:
+    """How it was measured: a few sentences on each step."""
+    return tuple(Item(head=head, text=text) for head, text in _steps(results))
+
+
+def _steps(results: Results) -> Iterator[tuple[str, str]]:
+    metric, pooling = results.metrics[0], results.pooling
+    yield (
+        "Trials",
+        "A trial is one training with one loss, one seed and one learning rate. At one seed all "
         "losses start from the same weights and see the same images in the same order, so they "
-        f"are compared in pairs. {budget} Everything was chosen on the validation images, the "
-        "learning rate and the checkpoint, too; every score here is of the held-out images: "
-        f"{results.held_out}.",
-        "“Per image”: every held-out image is scored on its own and the mean is taken, so all "
-        "images count alike. “Pooled”: one score of all images together, in which images with much "
-        "to find count more. What an image without anything to find scores is said with each "
-        "metric.",
-        f"{_intervals(results)} {_tests(results)}",
-        "The probability of improvement: that the loss scores better than the baseline on an "
-        "image, each with a seed of its own; ties count half, 0.5 is a coin. The effect size: the "
-        "mean difference over the standard deviation of the images' differences. Both need scores "
-        "per image and have no value where scores are pooled. “More needed”: how many more seeds, "
-        "or held-out images, would make the smallest difference that matters likely to be found, "
-        "all else unchanged. It is for planning a new comparison. Adding seeds because a verdict "
-        "is undecided, and testing again, raises the rate of false positives: from 3.1 % to 6.0 % "
-        "in 8115 simulated comparisons of 5 losses no better than the baseline, on 40 images, with "
-        "one extension from 5 to 14 seeds. So plan the number of seeds beforehand, or doubt the "
-        f"second verdict. The verdict rests on {results.metrics[0].name} "
-        f"({POOLING_WORDS[results.pooling]}). The tests in the other metrics are corrected for the "
-        "number of losses, but not for the number of metrics.",
+        f"are compared in pairs. {_rates(results)}",
+    )
+    yield (
+        "Scores",
+        "Checkpoints and learning rates are chosen on the validation images. Every score here is "
+        f"of the held-out images: {results.held_out}. "
+        + " ".join(
+            f"“{POOLING_WORDS[p].capitalize()}”: {POOLING_MEANING[p]}." for p in POOLING_WORDS
+        )
+        + f" The answer rests on {metric.name}, {POOLING_WORDS[pooling]}.",
+    )
+    yield "Intervals", _intervals(results)
+    yield from _standings(results)
+
+
+def _rates(results: Results) -> str:
+    if len(results.rates) < 2:
+        return "One learning rate was used for all losses: a loss may do better with its own."
+    return (
+        f"Every loss chose from the same learning rates ({', '.join(map(rate, results.rates))}): "
+        f"the one with the best validation {results.score_name}."
     )
 
 
@@ -61,7 +95,6 @@ def _intervals(results: Results) -> str:
     """What the confidence intervals speak about: less with one seed or one image."""
     seeds = [len(loss.seeds) for loss in results.losses if loss.seeds]
     one_seed, one_image = max(seeds, default=0) == 1, results.counts.get("held out") == 1
-    intervals = f"the {level(results)} confidence intervals"
     if one_seed and one_image:
         return (
             "With one seed and one held-out image there are no confidence intervals: nothing here "
@@ -72,38 +105,65 @@ def _intervals(results: Results) -> str:
         same = "the same networks would give on other images of the same kind"
         told = same if one_seed else "another training would give on this very image"
         untold = "another training" if one_seed else "other images"
-        how = " A bootstrap draws the images anew, with replacement." if one_seed else ""
         return (
-            f"With one {one} {intervals} are over the {alone} alone: they tell what {told}, and "
-            f"say nothing about {untold}.{how}"
+            f"With one {one} the {level(results)} intervals are over the {alone} alone. They tell "
+            f"what {told}, and say nothing about {untold}."
         )
     single = (
         " Those of a loss with a single finished seed are over the images alone and say nothing "
         "about another training."
     )
     return (
-        f"{intervals.capitalize()} tell what another training, scored on other images of the same "
-        "kind, would give. Their variance is that of a hierarchical bootstrap, which draws seeds "
-        "and images anew, with replacement; every network is scored on the same images. The parts "
-        "of the seeds and of the images have each their own t quantile, since a few seeds tell "
-        f"little about how much seeds differ.{single if 1 in seeds else ''}"
+        f"A {level(results)} interval tells what another training, scored on other images of the "
+        "same kind, would give. Seeds and images vary each in their own way, and a few seeds tell "
+        "little about how much seeds vary: each of the two parts has its own t quantile (Howe "
+        f"1974). An interval is of one loss or of one pair alone.{single if 1 in seeds else ''}"
     )
 
 
-def _tests(results: Results) -> str:
-    if max((len(loss.seeds) for loss in results.losses), default=0) == 1:
-        return (
-            "There is no test and no p value either, as one seed cannot tell a loss from the luck "
-            "of its start: every loss is undecided, which does not mean equal."
+def _standings(results: Results) -> Iterator[tuple[str, str]]:
+    seeds = max((len(loss.seeds) for loss in results.losses), default=0)
+    if len(results.losses) < 2:
+        return
+    if seeds < 2 or results.counts.get("held out") == 1:
+        one = "seed" if seeds < 2 else "held-out image"
+        what = "the luck of its start" if seeds < 2 else "the luck of that image"
+        yield (
+            "Which loss may be the best",
+            f"With one {one} no loss can be ruled out: a loss cannot be told from {what}.",
         )
-    threshold = f"{1 - results.level:.2g}"
-    return (
-        "Each loss is tested against the baseline, the first loss, two-sided. p is the larger one "
-        "of two tests: a paired permutation test, which exchanges the two losses image by image "
-        "and takes the networks as given, and a t test over retraining, which asks whether other "
-        "seeds and images would agree. It is then corrected for the number of losses after Holm. "
-        f"“Better” and “worse” need a corrected p below {threshold} and an interval of the "
-        "difference without 0; all else is undecided, which does not mean equal. The intervals are "
-        "of each loss alone, not corrected for the number of losses: they may leave out 0 where "
-        f"the corrected p is {threshold} or more."
+        return
+    small = effect(results)
+    yield (
+        "Which loss may be the best",
+        "A loss is ruled out where another one is ahead of it by more than chance explains. The "
+        f"best loss is among the others with {level(results)} confidence, for all losses at once "
+        f"(Hsu 1984). “Not better by more than {small}” comes from the same bounds. “Worse by at "
+        f"least” holds for all pairs of losses at once. With fewer than {FEWEST_IMAGES} held-out "
+        "images no loss is ruled out.",
+    )
+    yield (
+        "Practically equal",
+        f"The difference from the recommended loss is smaller than {small}, up or down: two "
+        "one-sided tests (TOST), for all pairs at once. A loss is “open” where nothing of all this "
+        "could be shown.",
+    )
+    risk = (
+        "From the draws come two figures: the probability that a loss is within "
+        f"{small} of the best, and the score that one expects to lose by taking it, which is "
+        "rather too high with few seeds. The probability to be the best is too high where losses "
+        "differ by less than the noise, since one of them must win each draw."
+        if seeds > 2
+        else "With 2 seeds no risk can be given: two values do not tell how much seeds vary."
+    )
+    yield (
+        "The recommendation",
+        "It is the loss with the smallest expected loss of score. True scores are drawn around "
+        "those that were measured, with the variance of seeds and of images and a flat prior. "
+        f"{risk}",
+    )
+    yield (
+        "More seeds later",
+        "A comparison that gets more seeds is judged again. Each such look spends a part of the "
+        f"error that was kept back for it, so that the level of {level(results)} holds.",
     )

@@ -1,6 +1,7 @@
 """Diagrams as SVG that lives inside a page: its font, its colours, a marker and a line per loss."""
 
 import io
+import math
 import re
 import textwrap
 import warnings
@@ -17,18 +18,25 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from denseloss.report.numbers import Estimate
-from denseloss.report.sections import letter
+from denseloss.report.sections import Tone, letter
 
 WIDTH, SMALL_WIDTH = 420.0, 240.0
 """Of a diagram in a column of its own, and of one of many small ones, in points."""
 FONT = 13.0
 
 # Matplotlib knows no CSS variables: these colours stand for them until the SVG is written.
-INK, MUTED, RULE, SOFT, PAPER = (f"#01020{i}" for i in range(1, 6))
+INK, MUTED, RULE, SOFT, PAPER, ACCENT, WARN = (f"#01020{i}" for i in range(1, 8))
 _COLOURS = 7
-_NAMES = ("ink", "muted", "rule", "soft", "paper")
+_NAMES = ("ink", "muted", "rule", "soft", "paper", "accent", "warn")
+_TONES: dict[Tone | None, str] = {
+    None: INK,
+    "take": ACCENT,
+    "equal": ACCENT,
+    "out": WARN,
+    "open": INK,
+}
 _VARIABLES = {
-    **dict(zip((INK, MUTED, RULE, SOFT, PAPER), _NAMES, strict=True)),
+    **dict(zip((INK, MUTED, RULE, SOFT, PAPER, ACCENT, WARN), _NAMES, strict=True)),
     **{f"#02030{i}": f"loss-{i}" for i in range(_COLOURS)},
 }
 _MARKERS = ("o", "s", "D", "^", "v", "P", "X", "p", "<", ">", "h", "d")
@@ -66,8 +74,8 @@ _STYLE: dict[Any, Any] = {
 
 
 def colour(index: int) -> str:
-    """The colour of the loss with an index; the baseline's is no other's."""
-    return f"#02030{0 if index == 0 else 1 + (index - 1) % (_COLOURS - 1)}"
+    """The colour of the loss with an index."""
+    return f"#02030{index % _COLOURS}"
 
 
 def marker(index: int) -> str:
@@ -77,7 +85,7 @@ def marker(index: int) -> str:
 
 def dashes(index: int) -> str:
     """The line style of the loss with an index: another one for each round of colours."""
-    return ("-", "--", ":", "-.")[max(0, index - 1) // (_COLOURS - 1) % 4]
+    return ("-", "--", ":", "-.")[index // _COLOURS % 4]
 
 
 @contextmanager
@@ -176,11 +184,13 @@ class Group:
         title: It is wrapped, and cut where it is very long.
         lines: From above.
         text: It stands at the right of the title.
+        tone: Of the text.
     """
 
     title: str
     lines: Sequence[Line]
     text: str = ""
+    tone: Tone | None = None
 
 
 def forest(
@@ -190,6 +200,8 @@ def forest(
     name: str,
     says: str,
     behind: Callable[[Axes], None] | None = None,
+    title_lines: int = 3,
+    ends: tuple[float, float] | None = None,
 ) -> str:
     """Estimates below each other with their intervals, over one axis.
 
@@ -199,10 +211,12 @@ def forest(
         name: Of the figure, see `svg`.
         says: What it shows, for those who do not see it.
         behind: Draws what lies behind.
+        title_lines: A title is cut where it is longer.
+        ends: Of the axis; an interval that goes on ends in an arrow. None shows all.
     """
     wide = [max(20, _LETTERS_PER_LINE - len(group.text)) for group in groups]
     titles = [
-        textwrap.wrap(group.title, width, max_lines=3, placeholder="…")
+        textwrap.wrap(group.title, width, max_lines=title_lines, placeholder="…")
         for group, width in zip(groups, wide, strict=True)
     ]
     lines = sum(map(len, titles)) + sum(len(group.lines) + 0.8 for group in groups)
@@ -211,6 +225,8 @@ def forest(
         axes = figure.subplots()
         axes.set_ylim(lines, 0)
         axes.margins(x=0.06)
+        if ends is not None:
+            axes.set_xlim(*ends)
         axes.grid(visible=False, axis="y")
         axes.grid(visible=True, axis="x")
         if behind is not None:
@@ -219,16 +235,18 @@ def forest(
         for group, title in zip(groups, titles, strict=True):
             several = len(group.lines) > 1
             weight = "bold" if several else "normal"
-            for x, align, text in ((0, "left", "\n".join(title)), (1, "right", group.text)):
+            # No line and no band runs through the words.
+            axes.axhspan(top, top + len(title) + 0.1, color=PAPER, linewidth=0, zorder=1)
+            for x, align, text, paint in (
+                (0, "left", "\n".join(title), INK), (1, "right", group.text, _TONES[group.tone]),
+            ):  # fmt: skip
                 axes.text(
                     x, top + 0.1, text, ha=align, va="top", fontsize=FONT, transform=across,
-                    fontweight=weight, in_layout=False,
-                    # No line runs through the words.
-                    bbox={"facecolor": PAPER, "edgecolor": "none", "pad": 0.5},
+                    fontweight=weight, in_layout=False, color=paint,
                 )  # fmt: skip
             top += len(title) + 0.6
             for line in group.lines:
-                _draw(axes, line, top)
+                _draw(axes, line, top, ends or (-math.inf, math.inf))
                 ticks |= {top: letter(line.loss)} if several else {}
                 top += 1
             top += 0.2
@@ -238,14 +256,18 @@ def forest(
         return svg(figure, name=name, label=says)
 
 
-def _draw(axes: Axes, line: Line, y: float) -> None:
+def _draw(axes: Axes, line: Line, y: float, ends: tuple[float, float]) -> None:
     paint, found = colour(line.loss), line.estimate
     axes.plot(
         line.dots, [y + 0.5] * len(line.dots), linestyle="none", marker="o", markersize=4,
         markerfacecolor="none", markeredgecolor=paint,
     )  # fmt: skip
     if found is not None:
-        axes.plot([found.low, found.high], [y, y], color=paint, linewidth=2.0)
+        low, high = max(found.low, ends[0]), min(found.high, ends[1])
+        axes.plot([low, high], [y, y], color=paint, linewidth=2.0)
+        for end, whole, arrow in ((low, found.low, "<"), (high, found.high, ">")):
+            if end != whole and not math.isnan(whole):
+                axes.plot([end], [y], color=paint, marker=arrow, markersize=6, clip_on=False)
         axes.plot(
             [found.value], [y], color=paint, marker=marker(line.loss), markersize=7.5,
             markerfacecolor=PAPER if line.hollow else paint, markeredgewidth=1.6,

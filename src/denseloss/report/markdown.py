@@ -3,21 +3,35 @@
 import re
 from collections.abc import Iterable, Iterator
 
-from denseloss.report.sections import Cell, Item, Report, Row, Section, Table, letter, with_code
+from denseloss.report.sections import (
+    Cell,
+    Chip,
+    Item,
+    Report,
+    Row,
+    Section,
+    Table,
+    letter,
+    with_code,
+)
 
 _NAME = 28
 _SPECIAL = re.compile(r"([\\*<>|\[\]]|(?<!\w)_|_(?!\w)|&(?=[#\w]+;))")
 
 
 def markdown_text(report: Report) -> str:
-    """The verdict and what can be told of every section without figures and pictures."""
+    """The answer, and the numbers of the sections that are not for the page only."""
     blocks = [
         f"# {_text(report.title)}",
         f"{_text(report.subtitle)} · denseloss compare",
-        "## Verdict",
-        *map(_text, report.verdict[:1]),
-        _list(map(_text, report.verdict[1:])),
+        "## Answer",
+        " ".join(map(_text, report.answer)),
+        _list(_chip(report, chip) for chip in report.chips),
     ]
+    if report.next:
+        blocks.append(f"Next: {_text(report.next)}")
+    if report.command:
+        blocks.append(_fenced((report.command,), "sh"))
     if report.warnings:
         blocks += ["### What weakens this", _list(map(_text, report.warnings))]
     for section in report.sections:
@@ -25,31 +39,43 @@ def markdown_text(report: Report) -> str:
     return "\n\n".join(block for block in blocks if block) + "\n"
 
 
+def _chip(report: Report, chip: Chip) -> str:
+    return f"{letter(chip.loss)}  {_code(report.losses[chip.loss])}: {_text(chip.words)}"
+
+
 def _section(report: Report, section: Section, mark: str) -> Iterator[str]:
-    told = (section.code, section.tables, section.instead, section.items, section.parts)
+    if section.page_only:
+        return
+    told = (section.code, section.tables, section.items, section.parts)
     if (section.figures or section.galleries) and not any(told):
         return
     yield f"{mark} {_text(section.name or section.title)}"
     yield from map(_text, section.text)
     if section.code:
-        text = "\n".join(section.code)
-        fence = "`" * max(3, 1 + _longest_run(text))
-        yield f"{fence}{section.language}\n{text}\n{fence}"
-    for table in (*section.tables, *section.instead):
-        yield from (f"{_text(table.caption)}:", _grid(table), *map(_text, table.notes))
+        yield _fenced(section.code, section.language)
+    for table in section.tables:
+        caption = "" if table.caption == section.title else f"{_text(table.caption)}:"
+        yield from (caption, _grid(table), *map(_text, table.notes))
     yield _list(_item(report, item) for item in section.items)
+    choices = [part for part in section.parts if part.choice is not None]
     for part in section.parts:
-        yield from _section(report, part, f"{mark}#")
+        if part not in choices[1:]:
+            yield from _section(report, part, f"{mark}#")
+
+
+def _fenced(code: tuple[str, ...], language: str) -> str:
+    text = "\n".join(code)
+    fence = "`" * max(3, 1 + _longest_run(text))
+    return f"{fence}{language}\n{text}\n{fence}"
 
 
 def _item(report: Report, item: Item) -> str:
     if not item.named or item.loss is None:
         head = _text(item.head) if item.loss is None else letter(item.loss)
         return f"{head}: {_text(item.text)}" if head else _text(item.text)
-    baseline = "baseline" if item.loss == 0 else ""
-    about = "; ".join(filter(None, [baseline, item.text, *item.notes]))
+    about = " · ".join(filter(None, [item.text, *item.notes]))
     name = f"{letter(item.loss)}  {_code(report.losses[item.loss])}"
-    return f"{name} ({_text(about)})" if about else name
+    return f"{name}: {_text(about)}" if about else name
 
 
 def _grid(table: Table) -> str:

@@ -8,8 +8,6 @@ from typing import Any
 NOTHING = "–"
 """What stands where there is no value."""
 
-_SMALLEST_P = 1e-4
-
 
 @dataclass(frozen=True, kw_only=True)
 class Estimate:
@@ -51,15 +49,13 @@ def interval(estimate: Estimate, decimals: int = 3, *, signed: bool = False) -> 
     return (" to " if signed or estimate.low < 0 else "–").join(ends)
 
 
-def probability(p: float) -> str:
-    """A p value with two significant digits."""
+def chance(p: float) -> str:
+    """A probability in whole percents; one that is not certain is never `0 %` or `100 %`."""
     if math.isnan(p):
         return NOTHING
-    if p < _SMALLEST_P:
-        return f"< {_SMALLEST_P:.4f}"
-    if p > 0.995:
-        return "1.00"
-    return f"{p:.{max(2, 1 - math.floor(math.log10(p)))}f}"
+    if 0 < p < 0.01:
+        return "< 1 %"
+    return "> 99 %" if 0.99 < p < 1 else f"{100 * p:.0f} %"
 
 
 def short(value: float) -> str:

@@ -7,9 +7,13 @@ index everywhere; the writers add its letter, its marker and its name.
 
 import math
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
+
+Tone = Literal["take", "equal", "open", "out"]
+"""How good news of a loss is: what is said of it is coloured so."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,7 +25,8 @@ class Cell:
         interval: Its confidence interval, empty where there is none.
         order: What it is sorted by; NaN comes last.
         best: Whether no other value of its column is better.
-        verdict: `"better"` or `"worse"` where the test says so, else empty.
+        verdict: `"better"` or `"worse"` where that is clear, else empty.
+        tone: Of the text.
         share: Of the column's highest value, for a bar; None for no bar.
     """
 
@@ -30,6 +35,7 @@ class Cell:
     order: float = math.nan
     best: bool = False
     verdict: str = ""
+    tone: Tone | None = None
     share: float | None = None
 
 
@@ -156,11 +162,11 @@ class Section:
         figures: Diagrams.
         legend: Of the figures and galleries; said only where they are shown.
         tables: Tables.
-        instead: Tables that stand for the figures and galleries where none can be shown.
         items: A list.
         galleries: Pictures, the most important ones first: a page has room for so many.
         parts: Sections within this one; these have no parts of their own.
-        choice: For a part that is one of several choices.
+        choice: For a part that is one of several choices; the Markdown has the first one only.
+        page_only: Whether the Markdown leaves it out, as it is short.
     """
 
     title: str
@@ -174,30 +180,49 @@ class Section:
     figures: tuple[Figure, ...] = ()
     legend: tuple[Item, ...] = ()
     tables: tuple[Table, ...] = ()
-    instead: tuple[Table, ...] = ()
     items: tuple[Item, ...] = ()
     galleries: tuple[Gallery, ...] = ()
     parts: tuple["Section", ...] = ()
     choice: Choice | None = None
+    page_only: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class Chip:
+    """Where a loss stands, in a few words such as `ruled out`."""
+
+    loss: int
+    words: str
+    tone: Tone
 
 
 @dataclass(frozen=True, kw_only=True)
 class Report:
-    """A whole report.
+    """A whole report. What comes before the sections fits on the first screen.
 
     Attributes:
         title: What it is about.
         subtitle: How much was compared.
-        losses: Their names; the first is the baseline.
-        verdict: One sentence that sums up, then the others.
-        warnings: What weakens the verdict.
+        losses: Their names.
+        take: The loss that is recommended, which is marked wherever it is named; None for none.
+        answer: What to take in one sentence, then the others.
+        chips: Every loss, the best ones first.
+        next: What would tell more and what it costs; empty where nothing would.
+        command: That does it; empty where no command does.
+        figure: That shows why.
+        warnings: What weakens the answer.
         sections: Everything else.
     """
 
     title: str
     subtitle: str
     losses: tuple[str, ...]
-    verdict: tuple[str, ...]
+    take: int | None
+    answer: tuple[str, ...]
+    chips: tuple[Chip, ...]
+    next: str = ""
+    command: str = ""
+    figure: Figure | None = None
     warnings: tuple[str, ...]
     sections: tuple[Section, ...]
 

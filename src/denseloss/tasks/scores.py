@@ -81,17 +81,6 @@ class Scored(Protocol):
             float64[draws seeds], or float64[seeds] without weights; NaN where it is undefined.
         """
 
-    def swapped(self, other: Self, swaps: Array) -> tuple[Array, Array]:
-        """Both scores of every seed after what the two networks did on some images was swapped.
-
-        Args:
-            other: The networks of another loss, for the same seeds and images.
-            swaps: float64[draws images], 1 where the image is swapped and else 0.
-
-        Returns:
-            Two of float64[draws seeds]: of `self` and of `other`; NaN where undefined.
-        """
-
 
 @dataclass(frozen=True)
 class Additive:
@@ -138,11 +127,6 @@ class Additive:
         return self._scored(
             self.counts.sum(1) if weights is None else self._summed(self.counts, weights)
         )
-
-    def swapped(self, other: "Additive", swaps: Array) -> tuple[Array, Array]:
-        """What one side's sums gain by swapping, the other side's lose."""
-        moved = self._summed(other.counts - self.counts, swaps)
-        return self._scored(self.counts.sum(1) + moved), other._scored(other.counts.sum(1) - moved)
 
     @staticmethod
     def _summed(counts: Array, weights: Array) -> Array:

@@ -1,7 +1,9 @@
 """What the user asks of a run. These classes are the command line: each option is written once."""
 
 import re
-from dataclasses import dataclass
+import shlex
+from collections.abc import Iterator
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, Literal
 
@@ -100,6 +102,25 @@ class TrainSettings(TrialSettings):
     threads: int | None = None
     devices: str = "1"
     logger: Logger = "none"
+
+
+def command(verb: str, settings: TrialSettings) -> str:
+    """Return the command line that asks for the same."""
+    return shlex.join(
+        ["denseloss", verb, settings.data, *given(settings), *given(settings.options)]
+    )
+
+
+def given(options: Any) -> Iterator[str]:
+    """Yield the words of a command line for all options that differ from their defaults."""
+    for field in fields(options) if options is not None else ():
+        value = getattr(options, field.name)
+        if value == field.default or field.name in ("data", "options"):
+            continue
+        for one in value if isinstance(value, tuple) else (value,):
+            yield f"--{field.name.replace('_', '-')}"
+            if one is not True:
+                yield str(one)
 
 
 def check_trial(settings: TrialSettings) -> None:

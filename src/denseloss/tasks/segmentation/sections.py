@@ -26,12 +26,9 @@ from denseloss.report.sections import (
     Gallery,
     Item,
     Picture,
-    Row,
     Scale,
     Section,
-    Table,
     drawn,
-    letter,
 )
 from denseloss.report.tables import by_loss, column
 from denseloss.tasks.evidence import Evidence
@@ -124,6 +121,7 @@ def _sizes(
                 *_what_is_small(evidence),
             ),
         ),
+        page_only=True,
     )
 
 
@@ -171,6 +169,7 @@ def _calibration(
                 "scores are of the held-out images.",
             ),
         ),
+        page_only=True,
     )
 
 
@@ -253,11 +252,6 @@ def _images(
         paints += pictures.ERROR_PAINTS
     if any((case.truth == VOID).any() for case in found):
         paints.append(pictures.VOID_PAINT)
-    columns = tuple(letter(i) for i in range(len(losses)))
-    rows = [
-        Row(head=case.name, cells=tuple(Cell(text=_dice(case, loss)) for loss in losses))
-        for case in found
-    ]
     return Section(
         title="Images on which the losses differ most",
         name="Images",
@@ -268,14 +262,6 @@ def _images(
         ),
         hint="Click a picture to enlarge it; the arrow keys go from one to the next.",
         legend=tuple(Item(text=paint.text, swatch=paint.css) for paint in paints),
-        instead=(
-            Table(
-                caption="Dice of each image, mean over the seeds",
-                corner="Image",
-                columns=columns,
-                rows=tuple(rows),
-            ),
-        ),
         galleries=tuple(_case(losses, case, len(class_names), binary=binary) for case in found),
     )
 

@@ -140,16 +140,33 @@ def _values(path: Path, picture: Image.Image, *, alpha: bool) -> tuple[Array, bo
     if picture.mode in ("LA", "PA"):
         return values[..., 0], False
     if picture.mode in ("L", "P", *DEEP):
-        whole = values.astype(np.int32) if values.dtype.kind == "f" else values
-        if not np.array_equal(whole, values):
-            raise DataError(f"{path}: holds fractions, not labels; save the mask as whole numbers")
-        return whole, False
+        return _whole(path, values), False
     red, green, blue = np.moveaxis(np.asarray(picture.convert("RGB")), -1, 0)
     if _is_lossy(path, picture) and np.ptp(np.stack((red, green, blue)), axis=0).max() <= _GREY:
         return green, False
     if np.array_equal(red, green) and np.array_equal(red, blue):
         return red, False
     return (red.astype(np.int32) << 16) | (green.astype(np.int32) << 8) | blue, True
+
+
+def _whole(path: Path, values: Array) -> Array:
+    """Labels that are stored as floats, as whole numbers."""
+    if values.dtype.kind != "f":
+        return values
+    if not (np.abs(values) < 1 << 31).all():  # also where it is no number
+        odd = float(values[~(np.abs(values) < 1 << 31)][0])
+        raise DataError(
+            f"{path}: holds {odd:g}, as maps do where there is no data; save the mask as whole "
+            "numbers, with 255 where nothing is known"
+        )
+    whole = values.astype(np.int32)
+    if not np.array_equal(whole, values):
+        low, high = values.min(), values.max()
+        raise DataError(
+            f"{path}: holds fractions ({low:g} to {high:g}), not labels; save the mask as whole "
+            "numbers, such as 0 and 1 for what lies below 0.5 and above"
+        )
+    return whole
 
 
 def look_at_mask(mask: Mask) -> MaskFacts:

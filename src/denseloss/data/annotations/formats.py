@@ -18,8 +18,10 @@ from denseloss.data.annotations.outlines import (
     classes_of,
     labels_of,
 )
-from denseloss.data.errors import DataError
 from denseloss.data.paths import meaning
+
+# What every folder of images looks like.
+_ANY_FOLDER = ("image_dir", "image_zip")
 
 
 def is_installed() -> bool:
@@ -27,8 +29,13 @@ def is_installed() -> bool:
     return importlib.util.find_spec("datumaro") is not None
 
 
-def read_formats(root: Path) -> Annotated | None:
-    """Read whatever Datumaro detects in a folder, None where that is nothing."""
+def read_formats(root: Path) -> Annotated | str | None:
+    """Read whatever Datumaro detects in a folder.
+
+    Returns:
+        What it says; a sentence where a format was detected that cannot be read; None where there
+        is nothing.
+    """
     if not is_installed():
         return None
     import datumaro
@@ -36,28 +43,27 @@ def read_formats(root: Path) -> Annotated | None:
 
     before = logging.root.manager.disable
     logging.disable(logging.ERROR)  # it speaks of every image, through the root of all logs
+    failed = None
     try:
-        return _first_that_reads(root, Environment().detect_dataset(str(root)), datumaro)
+        for name in _preferred(_detected(Environment(), root)):
+            try:
+                found = _read(root, name, datumaro.Dataset.import_from(str(root), name))
+            except Exception as error:  # whatever a reader of a stranger's file may raise
+                failed = failed or f"Datumaro takes it for {name} and cannot read it ({error})"
+                continue
+            if found.images:
+                return found
     finally:
         logging.disable(before)
+    return failed
 
 
-def _first_that_reads(root: Path, detected: Sequence[str], datumaro: Any) -> Annotated | None:
-    failed = ""
-    for name in _preferred(detected):
-        try:
-            dataset = datumaro.Dataset.import_from(str(root), name)
-            found = _read(root, name, dataset)
-        except DataError:
-            raise
-        except Exception as error:
-            failed = failed or f"looks like {name}, but Datumaro cannot read it ({error})"
-            continue
-        if found.images:
-            return found
-    if failed:
-        raise DataError(f"{root}: {failed}")
-    return None
+def _detected(environment: Any, root: Path) -> list[str]:
+    try:
+        found: list[str] = environment.detect_dataset(str(root))
+    except Exception:  # a detector that lacks a package of its own, say
+        return []
+    return [name for name in found if name not in _ANY_FOLDER]
 
 
 def _preferred(detected: Sequence[str]) -> Iterator[str]:

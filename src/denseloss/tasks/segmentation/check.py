@@ -12,6 +12,7 @@ from denseloss.tasks.segmentation.pictures import draw_overlays
 from denseloss.tasks.task import DataReport, Progress, Split
 
 _LISTED = 20
+_ALIKE = 3
 _RARE = 0.005
 
 
@@ -75,10 +76,10 @@ class SegmentationReport(DataReport):
             elif self.data.has_background:
                 lines.append("empty masks: none")
         lines += [f"warning: {warning}" for warning in self.warnings]
-        lines += [f"bad: {problem}" for problem in self.problems[:_LISTED]]
-        n = len(self.problems)
-        if n > _LISTED:
-            lines.append(f"bad: and {n - _LISTED} more")
+        bad, n = _grouped(self.problems), len(self.problems)
+        lines += [f"bad: {line}" for line in bad[:_LISTED]]
+        if len(bad) > _LISTED:
+            lines.append(f"bad: and {len(bad) - _LISTED} more")
         verdict = f"{n} problem{'s' * (n != 1)} to repair before training"
         if self.ok:
             verdict = "good to train on" + ", see the warnings" * bool(self.warnings)
@@ -159,6 +160,23 @@ def check_data(
         class_images=seen,
         class_shares=shares,
     )
+
+
+def _grouped(problems: Sequence[str]) -> list[str]:
+    """Problems; many that differ in nothing but their file are one line."""
+    files: dict[str, list[str]] = {}
+    for problem in problems:
+        file, _, text = problem.partition(": ")
+        files.setdefault(text, []).append(file)
+    lines = []
+    for text, group in files.items():
+        if len(group) <= _ALIKE:
+            lines += [f"{file}: {text}" for file in group]
+            continue
+        more = ", ".join(file.rpartition("/")[2] for file in group[1 : _ALIKE + 1])
+        rest = f" and {len(group) - _ALIKE - 1} more" * (len(group) > _ALIKE + 1)
+        lines.append(f"{group[0]}: {text} (also {more}{rest})")
+    return lines
 
 
 def _warnings(data: SegmentationData, images: tuple[int, ...], empty: tuple[str, ...]) -> list[str]:

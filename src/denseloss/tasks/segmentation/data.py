@@ -322,13 +322,10 @@ def survey(
     else:
         seen = list(_look_at_all(samples, progress, findings, whole=whole))
     masks = {sample: mask for sample, _, mask in seen}
-    for _, image, mask in seen:
-        if image.size != mask.size and oriented_size(image.path) != mask.size:
-            text = _sizes_differ(image.path, image.size, mask.path, mask.size)
-            findings.problem(text, image.path)
+    _check_sizes(seen, findings)
     good = [m for s, m in masks.items() if not findings.bad.intersection(s.files)]
     if not good:
-        raise DataError(f"{root}: no readable pair of image and mask; see `denseloss check {root}`")
+        raise DataError(f"{root}: no readable pair of image and mask is left")
     if alpha := in_transparency(good):
         masks = dict(zip(masks, transparencies(list(masks.values())), strict=True))
         good = transparencies(good)
@@ -373,6 +370,35 @@ def survey(
         digests={s.name: masks[s].digest for s in kept},
         pixels=pixels,
     )
+
+
+def _check_sizes(seen: Sequence[tuple[Sample, ImageFacts, MaskFacts]], findings: Findings) -> None:
+    """Tell of masks that have another size than their image; of one kind of difference, once."""
+    differ = [
+        (image, mask)
+        for _, image, mask in seen
+        if image.size != mask.size and oriented_size(image.path) != mask.size
+    ]
+    if len(differ) > 3 and len(differ) == len(seen):
+        image, mask = differ[0]
+        ratios = {a / b for i, m in differ for a, b in zip(i.size, m.size, strict=True)}
+        text = _sizes_differ(image.path, image.size, mask.path, mask.size)
+        if all(i.size == m.size[::-1] for i, m in differ):
+            text = f"all {len(seen)} masks are turned by 90 degrees or transposed, such as {text}"
+        elif len(ratios) == 1:
+            ratio = ratios.pop()
+            factor = f"1/{ratio:g} of" if ratio > 1 else f"{1 / ratio:g} times"
+            text = (
+                f"all {len(seen)} masks have {factor} their image's width and height, such as "
+                f"{text}; resize masks to the nearest value, without smoothing"
+            )
+        else:
+            text = f"all {len(seen)} masks have another size than their image, such as {text}"
+        findings.problem(text, *(i.path for i, _ in differ))
+        return
+    for image, mask in differ:
+        text = _sizes_differ(image.path, image.size, mask.path, mask.size)
+        findings.problem(text, image.path)
 
 
 def _look_at_all(

@@ -13,7 +13,7 @@ from denseloss.data.images import is_picture
 from denseloss.data.masks import Joined, mask_files
 from denseloss.data.paths import is_channel, meaning, rank, stem_of
 from denseloss.data.samples import Findings, Sample
-from denseloss.tasks.segmentation.doubts import is_field_of_view
+from denseloss.tasks.segmentation.doubts import is_field_of_view, is_for_the_eye
 
 
 class NoMatchError(DataError):
@@ -475,9 +475,11 @@ def _ranked(kinds: Counter[Kind], found: Sequence[Found]) -> list[Kind]:
     checked = []
     for kind in list(kinds):
         files = [pair.masks[kind][0] for pair in found if kind in pair.masks]
-        view = not kind.doubt and is_field_of_view(files)
-        doubtful = replace(kind, doubt="view") if view else kind
-        if view:
+        doubt = kind.doubt or ("view" if is_field_of_view(files) else "")
+        if not doubt and len(kinds) > 1 and is_for_the_eye(files):
+            doubt = "eye"
+        doubtful = replace(kind, doubt=doubt)
+        if doubt != kind.doubt:
             kinds[doubtful] = kinds[kind]
             for pair in found:
                 if kind in pair.masks:

@@ -1,6 +1,7 @@
 """Folders as people have them: which image goes with which mask, in which split."""
 
 import itertools
+import json
 from collections.abc import Callable
 from pathlib import Path
 
@@ -301,6 +302,85 @@ def test_lists_of_splits(tmp_path: Path, where: str, entry: str, encoding: str) 
         text = "\r\n".join(entry.format(i, i) for i in group)
         (tmp_path / where / f"{split}.txt").write_text(text, encoding=encoding)
     assert numbers(open_data(tmp_path)) == {"train": [0, 2, 4], "val": [1, 5]}
+
+
+TRAIN, VAL = (0, 2, 4), (1, 5)
+
+
+def listed(root: Path, name: str = "s {}") -> None:
+    """Six pairs in two towns, with the same file names in each."""
+    for i in range(6):
+        town, file = "north" if i < 3 else "south", name.format(i % 3)
+        image(root / town / "images" / f"{file}.png", i)
+        mask(root / town / "masks" / f"{file}.png", i)
+
+
+LISTS = {
+    "Windows": lambda town, file: f"C:\\data\\{town}\\images\\{file}.png\r\n",
+    "elsewhere": lambda town, file: f"/home/bob/data/{town}/images/{file}.png\n",
+    "masks first": lambda town, file: f"{town}/masks/{file}.png,{town}/images/{file}.png\n",
+    "quoted": lambda town, file: f'"{town}/{file}"\t1\n',
+}
+
+
+@pytest.mark.parametrize("form", LISTS)
+@pytest.mark.parametrize(
+    "where", ["train.txt", "lists/train_list.txt", "train.csv", "annotations/train.lst"]
+)
+def test_lists_of_paths_as_other_machines_write_them(tmp_path: Path, where: str, form: str) -> None:
+    listed(tmp_path)
+    for split, group in (("train", TRAIN), ("val", VAL)):
+        file = tmp_path / where.replace("train", split)
+        file.parent.mkdir(exist_ok=True)
+        lines = [LISTS[form]("north" if i < 3 else "south", f"s {i % 3}") for i in group]
+        head = "image,mask\n" if file.suffix == ".csv" else "# made by hand\n"
+        file.write_bytes((head + "".join(lines)).encode())
+    data = open_data(tmp_path)
+    assert numbers(data) == {"train": [*TRAIN], "val": [*VAL]}
+    assert "1 pairs are in no list, left out" in data.notes
+
+
+def test_a_table_with_a_column_for_the_split(tmp_path: Path) -> None:
+    listed(tmp_path)
+    rows = [("north" if i < 3 else "south", i % 3, i in VAL) for i in (*TRAIN, *VAL)]
+    lines = [f"{town}/images/s {i}.png,3,{'valid' if val else 'Train'}" for town, i, val in rows]
+    (tmp_path / "folds.csv").write_text("\n".join(["file,age,fold", *lines]))
+    data = open_data(tmp_path)
+    assert numbers(data) == {"train": [*TRAIN], "val": [*VAL]}
+    assert "the splits are those of folds.csv" in data.notes
+
+
+def test_splits_in_json(tmp_path: Path) -> None:
+    listed(tmp_path)
+    of = {"train": TRAIN, "validation": VAL}
+    said = {s: [f"{'north' if i < 3 else 'south'}/s {i % 3}" for i in g] for s, g in of.items()}
+    (tmp_path / "splits.json").write_text(json.dumps(said))
+    assert numbers(open_data(tmp_path)) == {"train": [*TRAIN], "val": [*VAL]}
+
+
+def test_trainval_beside_test(tmp_path: Path) -> None:
+    listed(tmp_path)
+    (tmp_path / "annotations").mkdir()
+    for name, group in (("trainval", (0, 1, 2, 3)), ("test", (4, 5))):
+        lines = [f"{'north' if i < 3 else 'south'}/s {i % 3}\n" for i in group]
+        (tmp_path / "annotations" / f"{name}.txt").write_text("".join(lines))
+    data = open_data(tmp_path)
+    assert numbers(data)["test"] == [4, 5]
+    assert len(data.train) + len(data.val) == 4
+
+
+def test_a_list_of_other_files_is_named_and_not_used(tmp_path: Path) -> None:
+    listed(tmp_path)
+    (tmp_path / "train.txt").write_text("the cat\nthe dog\n")
+    data = open_data(tmp_path)
+    assert "train.txt is no list of these images (it names the cat)" in data.notes
+    assert sum(map(len, numbers(data).values())) == 6
+
+
+def test_a_list_that_names_what_several_folders_have_is_not_guessed(tmp_path: Path) -> None:
+    listed(tmp_path)
+    (tmp_path / "train.txt").write_text("s 0.png\ns 1.png\n")
+    assert sum(map(len, numbers(open_data(tmp_path)).values())) == 6
 
 
 CITY = {"road": 7, "car": 26, "other": 4}

@@ -274,6 +274,8 @@ def decide_labels(
         if count is None and (numbered := _instances(masks)) is not None:
             warnings.append(numbered)
             return labels((0, 1), "binary", threshold=1)
+    if count is None and mode is None and (mixed := _mixed(masks, totals, colour=colour)):
+        raise DataError(mixed)
     lossy = [m for m in masks if m.lossy]
     if not colour and ignore is None and count in (None, 2) and mode != "multiclass":
         blurred = _blurred_binary(totals, lossy=bool(lossy))
@@ -291,8 +293,6 @@ def decide_labels(
             "values are no labels any more; save the masks as PNG"
         )
     if len(totals) > (_MOST_COLOURS if colour else _MOST_CLASSES):
-        if (mixed := _mixed(masks, totals, colour=colour)) is not None:
-            raise DataError(mixed)
         worst = max(masks, key=lambda m: len(m.counts))
         raise DataError(
             f"{worst.path}: {len(worst.counts)} different {'colours' if colour else 'values'} "
@@ -300,8 +300,6 @@ def decide_labels(
             "or a map of instances? Save masks as PNG with one value for each class"
         )
 
-    if count is None and mode is None and (mixed := _mixed(masks, totals, colour=colour)):
-        raise DataError(mixed)
     if colour and (near := _nearly_equal(totals)) is not None:
         warnings.append(near)
     kept = masks
@@ -440,8 +438,14 @@ def _mixed(masks: Sequence[MaskFacts], totals: dict[int, int], *, colour: bool) 
     share = sum(totals[value] for value in mixtures) / sum(totals.values())
     if len(mixtures) < max(8, 2 * len(ends)) or share > 0.25:
         return None
+    often = sorted(set(order) - set(mixtures))
+    # Black and white with soft edges is read, by a threshold: a grey between is a class only where
+    # it stands out.
+    usual = totals[mixtures[len(mixtures) // 2]]
+    if not colour and (len(often) < 3 or any(totals[value] < 10 * usual for value in often)):
+        return None
     worst = max(masks, key=lambda m: len(m.counts))
-    shown = _listed(sorted(set(order) - set(mixtures)), colour=colour)
+    shown = _listed(often, colour=colour)
     return (
         f"{worst.path}: {len(ends)} {'colours' if colour else 'values'} ({shown}) fill "
         f"{100 * (1 - share):.0f} % of the masks, and {len(mixtures)} more lie between them, as "
@@ -563,7 +567,7 @@ def _by_names(
         of = {0: "background", **{value + 1: name for value, name in of.items()}}
     if not 2 <= len(of) < _MOST_CLASSES or len(set(of.values())) < len(of):
         return None
-    if not set(present) <= set(of):
+    if not set(present) <= set(of) or len(present) < 2:
         return None
     hidden = sorted(void.intersection(values))
     notes = [f"the classes are named by {names.file.name}"] if names.file else []

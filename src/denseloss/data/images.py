@@ -52,9 +52,9 @@ class ImageFacts:
     more_bands: int = 0
 
 
-def is_picture(path: Path) -> bool:
-    """Whether the name is that of a picture, and not what macOS and Windows leave behind."""
-    return path.suffix.lower() in SUFFIXES and not path.name.startswith(".")
+def is_picture(name: str) -> bool:
+    """Whether a file's name is that of a picture, and not what macOS and Windows leave behind."""
+    return name.lower().endswith(SUFFIXES) and not name.startswith(".")
 
 
 @contextmanager

@@ -2,7 +2,7 @@
 
 import hashlib
 import os
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -464,27 +464,29 @@ def _doubts(
 
 def _twins(samples: Sequence[Sample], others: Sequence[Sample]) -> list[tuple[Sample, Sample]]:
     """Pairs of an image of `others` and one of `samples` that are equal byte for byte."""
-    # Only files of one length can be equal: most need not be read.
-    of_length: dict[int, list[Sample]] = defaultdict(list)
-    for sample in samples:
-        if sample.image is not None:
-            of_length[sample.image.stat().st_size].append(sample)
-    contents: dict[Path, bytes] = {}
+    # By less and less cheap marks, so that few files are read whole: pictures without compression
+    # have all the same length.
+    sides = [[(s, "") for s in samples], [(s, "") for s in others]]
+    for mark in (_length, _middle, _content):
+        sides = [[(s, f"{key}/{mark(s.image)}") for s, key in side if s.image] for side in sides]
+        both = {key for _, key in sides[0]} & {key for _, key in sides[1]}
+        sides = [[(s, key) for s, key in side if key in both] for side in sides]
+    first = {key: sample for sample, key in reversed(sides[0])}
+    return [(sample, first[key]) for sample, key in sides[1]]
 
-    def content(path: Path) -> bytes:
-        if path not in contents:
-            contents[path] = hashlib.blake2b(path.read_bytes(), digest_size=16).digest()
-        return contents[path]
 
-    found = []
-    for other in others:
-        if other.image is None:
-            continue
-        for sample in of_length[other.image.stat().st_size]:
-            if sample.image and content(sample.image) == content(other.image):
-                found.append((other, sample))
-                break
-    return found
+def _length(path: Path) -> int:
+    return path.stat().st_size
+
+
+def _middle(path: Path) -> str:
+    with path.open("rb") as file:
+        file.seek(path.stat().st_size // 2)
+        return file.read(4096).hex()
+
+
+def _content(path: Path) -> str:
+    return hashlib.blake2b(path.read_bytes(), digest_size=16).hexdigest()
 
 
 def _files(sample: Sample) -> tuple[Path, Mask]:

@@ -4,7 +4,7 @@ import csv
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
 from denseloss.data.files import read_text
 from denseloss.data.folders import Split
@@ -49,9 +49,11 @@ def _endings(samples: Sequence[Sample], root: Path) -> Known:
     found: dict[str, Sample | None] = {}
     for sample in samples:
         keys: set[str] = set()
-        paths = [f.relative_to(root) if f.is_relative_to(root) else f for f in sample.files]
-        for path in [PurePosixPath(sample.name), *(p.with_suffix("") for p in paths)]:
-            keys.update("/".join(path.parts[i:]) for i in range(len(path.parts)))
+        for path in (sample.name, *(str(f).removeprefix(f"{root}/") for f in sample.files)):
+            parts = path.split("/")
+            if path != sample.name:
+                parts[-1] = parts[-1].rpartition(".")[0]
+            keys.update("/".join(parts[i:]) for i in range(len(parts)))
         for key in keys:
             found[key] = None if key in found else sample
     return found

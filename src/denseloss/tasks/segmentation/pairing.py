@@ -227,7 +227,7 @@ def _globbed(text: str) -> Iterator[tuple[str, Path]]:
     for path in (
         sorted(folder.glob(text[len(str(folder)) :].lstrip("/"))) if folder.is_dir() else ()
     ):
-        if is_picture(path):
+        if is_picture(path.name):
             whole = str(path)
             yield whole[len(before) : len(whole) - len(after)], path
 

@@ -148,7 +148,7 @@ def test_a_mask_for_each_object_is_joined(tmp_path: Path) -> None:
             width, height = SIZES[i % 3]
             one = np.zeros((height, width), dtype=np.uint8)
             one.reshape(-1)[10 * part : 10 * part + 10] = 255
-            path = tmp_path / f"id{i}" / "masks" / f"{'abc'[part] * 8}.png"
+            path = tmp_path / f"id{i}" / "masks" / f"{i}{'abc'[part] * 8}.png"
             path.parent.mkdir(exist_ok=True)
             Image.fromarray(one).save(path)
     data = open_data(tmp_path)
@@ -507,3 +507,66 @@ def test_sequences_with_masks_in_folders_of_their_numbers(tmp_path: Path) -> Non
     data = open_data(tmp_path)
     pixels = sorted(data.class_pixels(s)[1] for s in (*data.train, *data.val))
     assert pixels == list(range(30, 36))
+
+
+def one_class(path: Path, number: int, first: int, rows: int = 4, high: int = 255) -> None:
+    """A mask of some rows of an image."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    width, height = SIZES[number % 3]
+    pixels = np.zeros((height, width), dtype=np.uint8)
+    pixels[first : first + rows] = high
+    Image.fromarray(pixels).save(path)
+
+
+@pytest.mark.parametrize(
+    ("images", "masks"),
+    [
+        *(("images/{i}", "masks/{c}/{i}"), ("images/{i}", "{c}_masks/{i}")),
+        *(
+            ("images/{i}", "masks/{i}_{c}"),
+            ("{i}", "{i}_{c}_mask"),
+            ("images/{i}", "masks/{c}_{i}"),
+        ),
+        *(("case {i}/image", "case {i}/masks/{c}"), ("train/images/{i}", "train/masks/{c}/{i}")),
+        ("1. Images/a. Training Set/{i}", "2. Groundtruths/a. Training Set/1. {c}/{i}_{c}"),
+        ("CXR/images/{i}", "CXR/{c}Mask/{i}"),
+    ],
+)
+def test_masks_in_a_file_for_each_class(tmp_path: Path, images: str, masks: str) -> None:
+    classes = {"bone": 2, "liver": 7, "vein": 15}
+    for i in range(5):
+        image(tmp_path / f"{images.format(i=f'p{i}')}.png", i)
+        for name, first in classes.items():
+            if (i, name) != (3, "liver"):  # where a class is not, there may be no file
+                one_class(tmp_path / f"{masks.format(i=f'p{i}', c=name)}.png", i, first)
+    data = open_data(tmp_path)
+    assert data.class_names == ("background", *classes)
+    assert any("each class has masks of its own: bone, liver, vein" in n for n in data.notes)
+    seen = 0
+    for sample in (*data.train, *data.val):
+        pixels, truth = data.read(sample)
+        number = int(pixels[0, 0, 0])
+        for label, (name, first) in enumerate(classes.items(), start=1):
+            there = truth[first : first + 4] == label
+            assert there.all() if (number, name) != (3, "liver") else not there.any()
+        seen += 1
+    assert seen == 5
+
+
+@pytest.mark.parametrize("masks", ["masks/{a}/{i}", "masks/{i}_{a}", "case {i}/masks/{a}"])
+def test_several_annotators_are_no_classes(tmp_path: Path, masks: str) -> None:
+    for i in range(4):
+        place = "images/{i}" if "case" not in masks else "case {i}/image"
+        image(tmp_path / f"{place.format(i=i)}.png", i)
+        for first, annotator in enumerate(("ann1", "ann2", "ann3")):
+            one_class(tmp_path / f"{masks.format(i=i, a=annotator)}.png", i, 5 + first, rows=9)
+    data = open_data(tmp_path)
+    assert data.class_names == ("background", "foreground")
+    assert any("could both be" in w or "several annotators" in w for w in data.warnings)
+
+
+def test_a_file_for_each_town_is_no_file_for_each_class(tmp_path: Path) -> None:
+    for i in range(6):
+        image(tmp_path / "images" / f"{i}.png", i)
+        one_class(tmp_path / "masks" / ("north" if i < 3 else "south") / f"{i}.png", i, 2 * i)
+    assert open_data(tmp_path).class_names == ("background", "foreground")

@@ -53,22 +53,46 @@ class Joined:
 
     def read(self) -> Array:
         """Return where any of the files has its higher value."""
-        union: NDArray[np.bool_] | None = None
-        for file in self.files:
-            values, _ = read_mask(file)
-            if len(np.unique(values)) > 2:
-                raise DataError(
-                    f"{file}: is one of {len(self.files)} masks of an image and holds more than "
-                    "two values; give each image one mask, or one black and white file per object"
-                )
-            if union is not None and union.shape != values.shape:
-                raise DataError(
-                    f"{file}: has another size than {self.files[0]}, a mask of the same image"
-                )
-            here = values > 0
-            union = here if union is None else union | here
-        assert union is not None
+        union: NDArray[np.bool_] = np.logical_or.reduce(_black_and_white(self.files))
         return union.astype(np.uint8) * 255
+
+
+@dataclass(frozen=True)
+class Layered:
+    """One mask in several files, one for each class; where two overlap, the later one counts."""
+
+    files: tuple[Path, ...]
+    labels: tuple[int, ...]
+
+    @property
+    def path(self) -> Path:
+        """The first file."""
+        return self.files[0]
+
+    def read(self) -> Array:
+        """Return the label of the class of each pixel, 0 where there is none."""
+        parts = _black_and_white(self.files)
+        mask = np.zeros(parts[0].shape, dtype=np.uint8)
+        for label, part in zip(self.labels, parts, strict=True):
+            mask[part] = label
+        return mask
+
+
+def _black_and_white(files: Sequence[Path]) -> list[NDArray[np.bool_]]:
+    """Where each of the masks of an image has its higher value."""
+    parts: list[NDArray[np.bool_]] = []
+    for file in files:
+        values, _ = read_mask(file)
+        if len(np.unique(values)) > 2:
+            raise DataError(
+                f"{file}: is one of {len(files)} masks of an image and holds more than two "
+                "values; give each image one mask, or black and white files, one for each object "
+                "or class"
+            )
+        if parts and parts[0].shape != values.shape:
+            raise DataError(f"{file}: has another size than {files[0]}, a mask of the same image")
+        parts.append(values > 0)
+    return parts
 
 
 @dataclass(frozen=True)

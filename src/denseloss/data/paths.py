@@ -155,10 +155,11 @@ _SEPARATED = r"(?:[ _.\-]+|(?<=[a-z0-9])(?=[A-Z]))"
 _ANY = rf"(?i:{_WORDS.pattern})"
 _NAMED = rf"(?i:{'|'.join((*_IMAGES, *_MASKS))})"
 _END = re.compile(
-    rf"(?:^{_NAMED}|{_SEPARATED}(?:{_ANY})+|[_\-](?i:[lp])|{_SEPARATED}(?i:manual|observer)\d)$"
+    rf"(?:^{_NAMED}|-labell?ed|{_SEPARATED}(?:{_ANY})+|[_\-](?i:[lp])|{_SEPARATED}(?i:manual|observer)\d)$"
 )
 # "x_mask_1" and "x_mask_2" are parts of one mask; "x_manual1" and "x_manual2" are two observers.
 _NUMBERED_END = re.compile(rf"{_SEPARATED}(?:{_ANY})*(?i:masks?)(?P<part>[ _\-]?\d{{1,3}})$")
+_LABELLED = ("-labelled", "-labeled")  # as QuPath calls them
 # nnU-Net numbers the channels of an image, and its labels have none.
 _CHANNEL = re.compile(r"_0\d{3}$")
 _START = re.compile(rf"^{_NAMED}(?:[ _.\-]+|(?=\d))")
@@ -180,6 +181,8 @@ class Stem:
     def role(self) -> Role | None:
         """What the words at the ends say."""
         said = {meaning(affix.strip("*_- ")).role for affix in self.affixes[1:]}
+        if any(affix.endswith(_LABELLED) for affix in self.affixes):
+            said.add("mask")
         return "mask" if "mask" in said else "image" if "image" in said else None
 
 

@@ -570,3 +570,67 @@ def test_a_file_for_each_town_is_no_file_for_each_class(tmp_path: Path) -> None:
         image(tmp_path / "images" / f"{i}.png", i)
         one_class(tmp_path / "masks" / ("north" if i < 3 else "south") / f"{i}.png", i, 2 * i)
     assert open_data(tmp_path).class_names == ("background", "foreground")
+
+
+def test_masks_of_a_network_are_not_the_truth(tmp_path: Path) -> None:
+    for i in range(4):
+        image(tmp_path / "images" / f"{i}.png", i)
+        mask(tmp_path / "labels" / f"{i}.png", i)
+        mask(tmp_path / "pred_masks" / f"{i}.png", i, area=90)
+    data = open_data(tmp_path)
+    assert sum(map(len, numbers(data).values())) == 4
+    assert "not taken: pred_masks/ (a network's, by their name)" in data.notes[0]
+    assert data.warnings == ()
+
+
+@pytest.mark.parametrize("name", ["masks_overlay", "mask_preds"])
+def test_doubtful_masks_alone_are_warned_of(tmp_path: Path, name: str) -> None:
+    for i in range(4):
+        image(tmp_path / "images" / f"{i}.png", i)
+        mask(tmp_path / name / f"{i}.png", i)
+    (warning,) = open_data(tmp_path).warnings
+    assert f"{name}/ is taken, and these masks are " in warning
+
+
+def test_pictures_of_superpixels_beside_the_images(tmp_path: Path) -> None:
+    for i in range(4):
+        image(tmp_path / "Training_Data" / f"ISIC_{i}.jpg", i)
+        image(tmp_path / "Training_Data" / f"ISIC_{i}_superpixels.png", i + 50)
+        mask(tmp_path / "Training_GroundTruth" / f"ISIC_{i}_segmentation.png", i)
+    assert check_data(tmp_path).counts == {"train": 3, "val": 1, "test": 0}
+
+
+@pytest.mark.parametrize(("one", "other"), [("train", "train_hq"), ("train/A", "train/B")])
+def test_two_folders_of_images_for_one_folder_of_masks(
+    tmp_path: Path, one: str, other: str
+) -> None:
+    for i in range(4):
+        image(tmp_path / one / f"{i}.png", i)
+        image(tmp_path / other / f"{i}.png", i + 50)
+        mask(tmp_path / (f"{one}/../label" if "/" in one else "train_masks") / f"{i}.png", i)
+    data = open_data(tmp_path)
+    assert sum(map(len, numbers(data).values())) == 4
+    assert "have images for the same masks" in data.warnings[0]
+
+
+def test_zeros_that_numbers_begin_with(tmp_path: Path) -> None:
+    for i in range(8, 12):
+        image(tmp_path / "images" / f"{i}.png", i)
+        mask(tmp_path / "masks" / f"{i:04d}.png", i)
+    assert sum(map(len, numbers(open_data(tmp_path)).values())) == 4
+
+
+@pytest.mark.parametrize(
+    ("file", "words"),
+    [
+        ("images.zip", "holds archives .*; unpack them first"),
+        ("data/train-00000.parquet", r"holds tables of samples, .* Python \(denseloss check"),
+        ("masks/1.svg", "holds SVG drawings, which are not read"),
+        ("images/1.heic", "holds HEIC photographs, which are not read"),
+    ],
+)
+def test_other_files_that_are_not_read_are_named(tmp_path: Path, file: str, words: str) -> None:
+    (tmp_path / file).parent.mkdir(exist_ok=True)
+    (tmp_path / file).write_bytes(b"x")
+    with pytest.raises(DataError, match=words):
+        open_data(tmp_path)

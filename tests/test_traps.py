@@ -554,3 +554,32 @@ def test_pictures_with_colours_laid_over_are_for_the_eye(tmp_path: Path) -> None
     data = open_data(tmp_path)
     assert data.values == (0, 1)
     assert any("not taken: labels_human/ (drawn for the eye)" in note for note in data.notes)
+
+
+def test_ids_of_objects_with_gaps(tmp_path: Path) -> None:
+    masks = []
+    for i in range(4):
+        ids = np.zeros((60, 80), dtype=np.uint16)
+        for n in range(12):
+            top, left = 15 * (n // 4) + i, 20 * (n % 4)
+            ids[top : top + 8, left : left + 9] = 300 + 411 * n
+        masks.append(ids)
+    data = open_data(pairs(tmp_path, masks))
+    assert data.class_names == ("background", "foreground")
+    assert "the masks number their objects" in data.warnings[0]
+
+
+def test_masks_that_are_nearly_all_foreground_are_warned_of(tmp_path: Path) -> None:
+    report = check_data(pairs(tmp_path, [255 - blob()] * 3))
+    assert any("foreground fills 87.2 % of the pixels" in w for w in report.warnings)
+
+
+def test_many_rare_classes_are_one_warning(tmp_path: Path) -> None:
+    mask = np.zeros((60, 80), dtype=np.uint8)
+    for i in range(12):
+        mask[3 * i, : 2 + i % 3], mask[40 + i, 5 * i] = i + 1, (i * 7) % 12 + 1
+    report = check_data(pairs(tmp_path, [mask] * 3))
+    assert sum("rare" in w for w in report.warnings) == 1
+    assert any(
+        "class 1 class 1 is rare (" in w and "and so are 11 more" in w for w in report.warnings
+    )

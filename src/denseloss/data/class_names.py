@@ -14,7 +14,14 @@ from denseloss.data.files import read_text
 
 _FILES = (
     *("labelmap.txt", "label_colors.txt", "label_colours.txt", "class_colors.txt", "colors.txt"),
-    *("class_dict.csv", "class_dict_seg.csv", "_classes.csv", "classes.csv", "labels.csv"),
+    *(
+        "class_dict.csv",
+        "class_dict_seg.csv",
+        "label_class_dict.csv",
+        "_classes.csv",
+        "classes.csv",
+        "labels.csv",
+    ),
     *("label_colors.csv", "colormap.csv", "class_names.txt", "classes.txt", "labels.txt"),
     *("class_dict.txt", "names.txt", "label_map.txt", "label_names.txt", "categories.txt"),
     *("classes.json", "dataset.json", "id2label.json", "labels.json", "class_names.json"),

@@ -263,6 +263,8 @@ def holds_instances(values: Array) -> bool:
         return False
     from scipy import ndimage
 
+    if top > 255:  # more than classes have: ids with gaps
+        values = np.unique(values, return_inverse=True)[1].reshape(values.shape)
     boxes = ndimage.find_objects(values.astype(np.int32))
     there = [box for box in boxes if box is not None]
     # Class maps lack some classes in the middle, and have the same class at several places.

@@ -13,7 +13,7 @@ from denseloss.tasks.task import DataReport, Progress, Split
 
 _LISTED = 20
 _ALIKE = 3
-_RARE = 0.005
+_RARE, _MOST = 0.005, 0.8
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -181,6 +181,7 @@ def _grouped(problems: Sequence[str]) -> list[str]:
 
 def _warnings(data: SegmentationData, images: tuple[int, ...], empty: tuple[str, ...]) -> list[str]:
     warnings = []
+    rare = []
     for i, (name, n) in enumerate(zip(data.class_names, images, strict=True)):
         share = data.class_share[i]
         if n == 0:
@@ -188,10 +189,19 @@ def _warnings(data: SegmentationData, images: tuple[int, ...], empty: tuple[str,
         elif share == 0:
             warnings.append(f"class {i} {name} occurs in no training mask; it cannot be learnt")
         elif share < _RARE:
-            warnings.append(
-                f"class {i} {name} is rare ({percent(share)}): plain cross entropy and "
-                "accuracy hardly see it; look at its own score, and compare Dice and focal losses"
-            )
+            rare.append(f"class {i} {name} is rare ({percent(share)})")
+    if len(rare) > _ALIKE:
+        rare = [f"{rare[0]}, and so are {len(rare) - 1} more"]
+    warnings += [
+        f"{text}: plain cross entropy and accuracy hardly see it; look at its own score, and "
+        "compare Dice and focal losses"
+        for text in rare
+    ]
+    if data.mode == "binary" and data.class_share[1] > _MOST:
+        warnings.append(
+            f"{data.class_names[1]} fills {percent(data.class_share[1])} of the pixels: look at "
+            "the picture; if the masks are inverted, invert them"
+        )
     total = len(data.train) + len(data.val) + len(data.test)
     if len(empty) > total / 2:
         warnings.append(

@@ -73,6 +73,7 @@ class Kind:
 _DOUBTS = {
     "": "",
     "instance": "maps of instances",
+    "prediction": "a network's, by their name",
     "eye": "drawn for the eye",
     "view": "a camera's field of view, by its shape",
 }
@@ -260,7 +261,13 @@ def _with_masks(folder: Folder, masks: At) -> list[Found]:
     """Return the images of a folder with the masks of the folders that are its partners."""
     partners = _partners(folder, masks)
     files = [(file, partner) for partner in partners for file in partner.files]
-    return _matched(folder, list(folder.files), files)
+    images = [f for f in folder.files if not _is_for_the_eye_by_name(f)]
+    return _matched(folder, images or list(folder.files), files)
+
+
+def _is_for_the_eye_by_name(file: Path) -> bool:
+    """Whether a file beside images is none, such as x_superpixels."""
+    return meaning(stem_of(file.stem).affixes[-1].strip("*_- ")).doubt == "eye"
 
 
 def _partners(folder: Folder, masks: At) -> list[Folder]:
@@ -369,7 +376,9 @@ def _edges_without_what_all_share(
 ) -> Edges:
     """Match what is left of the names without the beginning and end that all of a side share."""
     start, end = _shared([image.stem for image in images])
-    of = {image.stem[start : len(image.stem) - end].lower(): [image] for image in images}
+    of = {_number(image.stem[start : len(image.stem) - end].lower()): [image] for image in images}
+    if len(of) < len(images):
+        return {}
     alike: dict[tuple[str, str], list[Path]] = defaultdict(list)
     for mask, folder in masks:
         alike[folder.template, stem_of(mask.stem).affixes[-1]].append(mask)
@@ -378,7 +387,7 @@ def _edges_without_what_all_share(
         rests = {mask: stem_of(mask.stem).keys[-1] for mask in group}
         first, last = _shared(list(rests.values()))
         for mask, rest in rests.items():
-            key = rest[first : len(rest) - last]
+            key = _number(rest[first : len(rest) - last])
             if key in of:
                 around = f"{rest[:first]}*{rest[len(rest) - last :]}"
                 edges[mask] = of[key], affix.replace("*", around)
@@ -401,6 +410,11 @@ def _edges_with_more_words(images: Sequence[Path], masks: Sequence[tuple[Path, F
     affixes = Counter(affix for _, affix in edges.values())
     few = len(affixes) <= _MOST_ENDS and all(2 * n >= len(images) for n in affixes.values())
     return edges if few and len(edges) > 0.9 * len(masks) else {}
+
+
+def _number(rest: str) -> str:
+    """A number without the zeros that it begins with: 1 and 0001 are one image."""
+    return str(int(rest)) if rest.isdecimal() else rest
 
 
 def _shared(stems: Sequence[str]) -> tuple[int, int]:
@@ -427,8 +441,8 @@ def _common(words: Sequence[str]) -> int:
 
 def _layout(root: Path, found: list[Found], findings: Findings, *, skip: bool) -> Layout:
     """Choose among the kinds of masks, and divide the samples by their splits."""
-    found = _of_one_kind_of_images(found)
     layout = Layout(root, "")
+    found = _of_one_kind_of_images(found, layout)
     label_of = _one_file_for_each_class(found, layout)
     kinds = Counter(kind for pair in found for kind in pair.masks)
     ranked = _ranked(kinds, found)
@@ -533,19 +547,24 @@ def _sets_of_kinds(found: Sequence[Found]) -> Iterator[dict[str, list[Path | Non
             yield {stem: [files.get(stem) for files in of] for stem in sorted(counts)}
 
 
-def _of_one_kind_of_images(found: list[Found]) -> list[Found]:
+def _of_one_kind_of_images(found: list[Found], layout: Layout) -> list[Found]:
     """Leave out the images of folders whose masks belong to the images of a better folder."""
     claims: dict[Path, set[str]] = defaultdict(set)
     for pair in found:
         for files in pair.masks.values():
             for file in files:
-                claims[file].add(pair.folder.template)
+                claims[file].add(pair.folder.literal)
     contested = {template for names in claims.values() if len(names) > 1 for template in names}
     if not contested:
         return found
-    count = Counter(pair.folder.template for pair in found if pair.masks)
+    count = Counter(pair.folder.literal for pair in found if pair.masks)
     best = min(contested, key=lambda name: (-count[name], len(name), name))
-    return [pair for pair in found if pair.folder.template not in contested - {best}]
+    left = ", ".join(sorted(contested - {best}))
+    layout.warnings.append(
+        f"{best} and {left} have images for the same masks; {best} was taken: if that is wrong, "
+        "say --images and --masks"
+    )
+    return [pair for pair in found if pair.folder.literal not in contested - {best}]
 
 
 def _ranked(kinds: Counter[Kind], found: Sequence[Found]) -> list[Kind]:
@@ -574,6 +593,11 @@ def _ranked(kinds: Counter[Kind], found: Sequence[Found]) -> list[Kind]:
 
 def _say_which(layout: Layout, taken: Sequence[Kind], ranked: Sequence[Kind]) -> None:
     for kind in taken:
+        if kind.doubt in ("eye", "prediction"):
+            layout.warnings.append(
+                f"{kind} is taken, and these masks are {_DOUBTS[kind.doubt]}: if there are others, "
+                "say --images and --masks"
+            )
         if kind.doubt == "view":
             layout.warnings.append(
                 f"{kind} shows the same large shape in every file, as a camera's field of view: if "

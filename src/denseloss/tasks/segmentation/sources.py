@@ -33,12 +33,15 @@ WAY_OUT = (
     "image and its mask share, such as --images 'img/*.jpg' --masks 'ann/*_seg.png'"
 )
 _VOC_NAME = re.compile(r"20(0[7-9]|1[0-2])_\d+$")
+_ARCHIVES = (".zip", ".tar", ".tgz", ".tar.gz", ".rar", ".7z")
+_TABLES = (".parquet", ".arrow", ".tfrecord", ".mdb")
 _ARRAYS = {
     **dict.fromkeys((".npy", ".npz"), "numpy arrays"),
     **dict.fromkeys((".nii", ".nrrd", ".mha", ".dcm"), "medical volumes (NIfTI, NRRD, DICOM)"),
     **dict.fromkeys((".h5", ".hdf5"), "HDF5 arrays"),
     ".mat": "Matlab's arrays",
-    ".jp2": "JPEG 2000",
+    **{".jp2": "JPEG 2000", ".svg": "SVG drawings", ".heic": "HEIC photographs"},
+    **dict.fromkeys((".dng", ".cr2", ".nef", ".arw"), "raw photographs"),
 }
 
 
@@ -171,7 +174,14 @@ def _nothing_found(root: Path) -> str:
     if arrays and len(pictures) < 2:
         return (
             f"{root}: holds {' and '.join(sorted(arrays))}, which are not read (it holds {have}); "
-            "save each slice or array as PNG or TIFF, images and masks under the same names"
+            "save each picture, slice or array as PNG, images and masks under the same names"
+        )
+    if suffixes.intersection(_ARCHIVES) and not pictures:
+        return f"{root}: holds archives (it holds {have}); unpack them first"
+    if suffixes.intersection(_TABLES) and not pictures:
+        return (
+            f"{root}: holds tables of samples, which are not read (it holds {have}); give a data "
+            "set in Python (denseloss check my_data.py:make), or save images and masks as PNG"
         )
     beside = {meaning(p.name).role for p in root.parent.iterdir() if p.is_dir()}
     here = any(not where and suffix in SUFFIXES for where, suffix in counts)

@@ -350,6 +350,13 @@ def test_a_table_with_a_column_for_the_split(tmp_path: Path) -> None:
     assert "the splits are those of folds.csv" in data.notes
 
 
+def test_a_table_with_a_class_called_train(tmp_path: Path) -> None:
+    listed(tmp_path)
+    rows = [f"south/images/s {i}.png,{name}" for i, name in enumerate(("train", "bus", "train"))]
+    (tmp_path / "vehicles.csv").write_text("\n".join(["file,vehicle", *rows]))
+    assert sum(map(len, numbers(open_data(tmp_path)).values())) == 6
+
+
 def test_splits_in_json(tmp_path: Path) -> None:
     listed(tmp_path)
     of = {"train": TRAIN, "validation": VAL}

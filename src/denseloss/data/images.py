@@ -52,8 +52,9 @@ class ImageFacts:
     more_bands: int = 0
 
 
-def is_picture(name: str) -> bool:
-    """Whether a file's name is that of a picture, and not what macOS and Windows leave behind."""
+def is_picture(path: Path | str) -> bool:
+    """Whether the name is that of a picture, and not what macOS and Windows leave behind."""
+    name = path if isinstance(path, str) else path.name
     return name.lower().endswith(SUFFIXES) and not name.startswith(".")
 
 

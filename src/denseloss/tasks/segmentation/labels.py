@@ -39,7 +39,7 @@ _MOST_COLOURS = 64
 _MOST_CLASSES = 254
 _UNKNOWN = 254
 # How far a colour may be from the straight line between two others that it is a mixture of.
-_NEAR = 24
+_NEAR = 8
 _EQUAL = 3
 _MOST_ENDS = 32
 
@@ -450,7 +450,7 @@ def _mixed(masks: Sequence[MaskFacts], totals: dict[int, int], *, colour: bool) 
         f"{worst.path}: {len(ends)} {'colours' if colour else 'values'} ({shown}) fill "
         f"{100 * (1 - share):.0f} % of the masks, and {len(mixtures)} more lie between them, as "
         "smooth resizing, soft brushes and JPEG leave them at edges; save the masks again as PNG "
-        "without smoothing"
+        f"without smoothing, or say --classes {len(order)} if all are classes"
     )
 
 

@@ -138,10 +138,11 @@ def _of_tables(folder: Path, known: Known) -> tuple[dict[Split, list[Sample]], l
         for split, cells in pairs:
             rows += 1
             found = next((s for s in (_sample(cell, known) for cell in cells) if s), None)
-            if found is not None and found not in splits.setdefault(split, []):
+            if split and found is not None and found not in splits.setdefault(split, []):
                 splits[split].append(found)
-        if "train" in splits and 2 * sum(map(len, splits.values())) > rows:
-            return {split: group for split, group in splits.items() if group}, [file]
+        # A column may have a class that is called train.
+        if "train" in splits and len(splits) > 1 and 2 * sum(map(len, splits.values())) > rows:
+            return splits, [file]
     return {}, []
 
 
@@ -149,8 +150,8 @@ def _rows(file: Path) -> Iterator[tuple[Split, list[str]]]:
     try:
         for row in csv.reader(read_text(file).splitlines()):
             words = [_SPLIT_OF.get(cell.strip().lower()) for cell in row]
-            if split := next((word for word in words if word), None):
-                yield split, [cell for cell, word in zip(row, words, strict=True) if not word]
+            split = next((word for word in words if word), None)
+            yield split, [cell for cell, word in zip(row, words, strict=True) if not word]
     except csv.Error:
         return
 

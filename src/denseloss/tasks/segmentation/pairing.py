@@ -230,7 +230,7 @@ def _globbed(text: str) -> Iterator[tuple[str, Path]]:
     for path in (
         sorted(folder.glob(text[len(str(folder)) :].lstrip("/"))) if folder.is_dir() else ()
     ):
-        if is_picture(path.name):
+        if is_picture(path):
             whole = str(path)
             yield whole[len(before) : len(whole) - len(after)], path
 

@@ -122,7 +122,94 @@ def test_labelme(tmp_path: Path) -> None:
     labelme(tmp_path)
     data = open_data(tmp_path)
     check_all(data, ("background", "bar", "square"))
-    assert "5 lines and points have no area: they are not drawn" in data.notes
+    assert "5 of 15 objects have a box or a line and no area: they are not drawn" in data.warnings
+
+
+def paired(shape: list) -> list:
+    return [[shape[0][i : i + 2] for i in range(0, len(shape[0]), 2)]]
+
+
+@pytest.mark.parametrize("form", [paired, lambda shape: shape[0]], ids=["pairs", "flat"])
+def test_other_forms_of_polygons(tmp_path: Path, form: Callable[[list], list]) -> None:
+    for split, document in coco(tmp_path).items():
+        for item in document["annotations"]:
+            item["segmentation"] = form(item["segmentation"])
+        write(tmp_path / "annotations" / f"instances_{split}2017.json", document)
+    check_all(open_data(tmp_path), ("background", "bar", "square"))
+
+
+@pytest.mark.parametrize(
+    "form",
+    ["..\\\\upload\\\\{}", "https://example.org/a%20b/{}?token=1", "/data/local-files/{}", "{}"],
+)
+def test_names_of_files_from_elsewhere(tmp_path: Path, form: str) -> None:
+    for split, document in coco(tmp_path).items():
+        for entry in document["images"]:
+            entry["file_name"] = form.format(entry["file_name"]).replace("\\\\", "\\")
+            entry.pop("width")
+        file = tmp_path / "annotations" / f"instances_{split}2017.json"
+        file.write_text(json.dumps(document), encoding="utf-8-sig")
+    image(tmp_path / "train2017" / "more.png")
+    data = open_data(tmp_path)
+    check_all(data, ("background", "bar", "square"))
+    assert "1 images that no json names, left out" in data.notes
+
+
+def test_labelme_in_a_folder_of_its_own(tmp_path: Path) -> None:
+    labelme(tmp_path / "json")
+    (tmp_path / "photos").mkdir()
+    for file in (tmp_path / "json").glob("*.png"):
+        file.rename(tmp_path / "photos" / file.name)
+    check_all(open_data(tmp_path), ("background", "bar", "square"))
+
+
+def test_a_vocabulary_of_which_little_is_used(tmp_path: Path) -> None:
+    for split, document in coco(tmp_path).items():
+        document["categories"] += [{"id": 100 + i, "name": f"thing {i}"} for i in range(300)]
+        write(tmp_path / "annotations" / f"instances_{split}2017.json", document)
+    check_all(open_data(tmp_path), ("background", "bar", "square"))
+
+
+@pytest.mark.parametrize(
+    ("names", "classes"),
+    [
+        ("{1: square, 2: bar}", ("square", "bar")),
+        ("{2: bar, 1: square, 7: more}", ("square", "bar", "more")),
+    ],
+)
+def test_ids_of_yolo_need_not_begin_at_0(
+    tmp_path: Path, names: str, classes: tuple[str, ...]
+) -> None:
+    yolo(tmp_path)
+    for file in (tmp_path / "labels").rglob("*.txt"):
+        lines = file.read_text().splitlines()
+        write(file, "\n".join(f"{int(line[0]) + 1}{line[1:]}" for line in lines))
+    write(tmp_path / "data.yaml", f"names: {names}\n")
+    data = open_data(tmp_path)
+    check_all(data, ("background", *classes))
+    assert "the classes are named by data.yaml" in data.notes
+
+
+STRANGERS = {
+    "ann/0.png.json": ('{"objects": [{"classTitle": "cat"}]}', "Supervisely's json"),
+    "via.json": ('{"a.jpg1": {"regions": [{"region_attributes": {}}]}}', "VIA's json"),
+    "v7/0.json": ('{"item": {"slots": []}, "annotations": []}', r"V7's json \(Darwin\)"),
+    "project.json": ('[{"result": [{"from_name": "a", "to_name": "b"}]}]', "Label Studio's json"),
+    "export.ndjson": ('{"data_row": {"id": 3}}\n', "Labelbox's json"),
+    "a.geojson": ('{"type": "FeatureCollection"}', "GeoJSON"),
+    "train.csv": ("ImageId,EncodedPixels\n0.png,1 3\n", "run lengths in a table"),
+}
+
+
+@pytest.mark.parametrize("name", STRANGERS)
+def test_formats_that_are_not_read_are_named(tmp_path: Path, name: str) -> None:
+    content, what = STRANGERS[name]
+    for i in range(3):
+        image(tmp_path / "img" / f"{i}.png")
+    write(tmp_path / name, content)
+    with pytest.raises(DataError, match=rf"{name}: is {what}.*, which is not read; \w+") as caught:
+        open_data(tmp_path)
+    assert "\n" not in str(caught.value)
 
 
 def test_roboflow_names_the_project_as_category_0(tmp_path: Path) -> None:
@@ -171,12 +258,16 @@ def spoils(make: Callable[[Path], object], words: str) -> Callable:
     return register
 
 
-@spoils(coco, r"instances_train2017\.json: 1 images that it names are not there \(0005\.png\)")
+@spoils(
+    coco, r"instances_train2017\.json: 1 of the images that it names are not there \(0005\.png\)"
+)
 def missing_image(root: Path) -> None:
     (root / "train2017" / "0005.png").unlink()
 
 
-@spoils(coco, r"instances_train2017\.json: annotation 0 has category 99, which is none")
+@spoils(
+    coco, r"instances_train2017\.json: 0005\.png: annotation 0 has the category 99, which is none"
+)
 def unknown_category(root: Path) -> None:
     file = root / "annotations" / "instances_train2017.json"
     said = json.loads(file.read_text())
@@ -212,6 +303,87 @@ def one_corner(root: Path) -> None:
     said = json.loads((root / "3.json").read_text())
     said["shapes"][1]["points"] = [[1]]
     write(root / "3.json", said)
+
+
+def spoil_coco(words: str, change: Callable[[dict], object]) -> None:
+    """Register a change of one COCO file that is a problem of one line."""
+
+    def spoil(root: Path) -> None:
+        file = root / "annotations" / "instances_train2017.json"
+        said = json.loads(file.read_text())
+        change(said)
+        write(file, said)
+
+    spoil.__name__ = words[:30]
+    spoils(coco, rf"instances_train2017\.json:? {words}")(spoil)
+
+
+def outline(shape: object) -> Callable[[dict], object]:
+    return lambda said: said["annotations"][0].update(segmentation=shape)
+
+
+def size(width: object, height: object) -> Callable[[dict], object]:
+    return lambda said: said["images"][0].update(width=width, height=height)
+
+
+spoil_coco(
+    "0005.png: annotation 0 cannot be drawn .a polygon of 7", outline([[1, 2, 3, 4, 5, 6, 7]])
+)
+spoil_coco("0005.png: .*a corner lies nowhere near", outline([[0, 0, 1e12, 0, 5, 5]]))
+spoil_coco("0005.png: annotation 0 cannot .* nowhere", outline([[0, 0, float("nan"), 0, 5, 5]]))
+spoil_coco("an outline in 0005.png .*its size is", outline({"size": [10**6, 10**6], "counts": [0]}))
+spoil_coco(
+    "an outline in 0005.png .*its run lengths are no",
+    outline({"size": [22, 31], "counts": [-5, 9]}),
+)
+spoil_coco("an outline in 0005.png cannot", outline({"size": [22, 31], "counts": "~~~!"}))
+spoil_coco("says 200000x200000", size(200000, 200000))
+spoil_coco("0005.png: its size is -3 x 22", size(-3, 22))
+spoil_coco("looks like COCO's json, but an entry has no", lambda said: said["images"][0].pop("id"))
+spoil_coco(
+    "0005.png is there twice", lambda said: said["images"].append(said["images"][0] | {"id": 1})
+)
+
+
+@spoils(coco, "instances_train2017.json: looks like COCO's json, but cannot be read .Recursion")
+def deep_json(root: Path) -> None:
+    file = root / "annotations" / "instances_train2017.json"
+    deep = "[" * 100_000 + "]" * 100_000
+    file.write_text(f'{file.read_text()[:-1]}, "x": {deep}}}')
+
+
+@spoils(labelme, r"0\.json: cannot be read .RecursionError")
+def deep_json_of_labelme(root: Path) -> None:
+    write(root / "0.json", "[" * 100_000)
+
+
+@spoils(labelme, r"2\.json says 1000000x1000000; annotate this image")
+def huge_size(root: Path) -> None:
+    said = json.loads((root / "2.json").read_text())
+    write(root / "2.json", said | {"imageWidth": 10**6, "imageHeight": 10**6})
+
+
+@spoils(labelme, r"has 300 classes .*, and at most 253 can be read")
+def a_name_for_each_object(root: Path) -> None:
+    said = json.loads((root / "2.json").read_text())
+    said["shapes"] = [said["shapes"][0] | {"label": f"cell {i}"} for i in range(298)]
+    write(root / "2.json", said)
+
+
+@spoils(yolo, r"labels/val/0\.txt: line 1: '0 120 30 .*' has numbers far from 0 to 1")
+def pixels_for_shares(root: Path) -> None:
+    write(root / "labels" / "val" / "0.txt", "0 120 30 200 30 200 90\n")
+
+
+@spoils(yolo, r"labels/val/0\.txt: line 1: a polygon of 7 numbers")
+def odd_numbers(root: Path) -> None:
+    write(root / "labels" / "val" / "0.txt", "0 .1 .1 .5 .1 .5 .5 .4\n")
+
+
+@spoils(yolo, r"labels/val/0\.txt: line 1: class 999999999999 is none of the classes")
+def huge_class(root: Path) -> None:
+    (root / "data.yaml").unlink()
+    write(root / "labels" / "val" / "0.txt", "999999999999 .1 .1 .5 .1 .5 .5\n")
 
 
 @pytest.mark.parametrize("spoil", SPOILT, ids=lambda f: f.__name__)

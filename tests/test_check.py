@@ -101,10 +101,40 @@ def test_labels_beyond_the_given_classes(tmp_path: Path) -> None:
 def test_many_problems_are_not_all_printed(tmp_path: Path) -> None:
     root = make(tmp_path, 40)
     for i in range(30):
-        (root / "masks" / f"f{i}.png").write_bytes(b"")
+        write(root / "masks" / f"f{i}.png", np.ones((24, 25 + i), dtype=np.uint8))
     report = check_data(root)
     assert len(report.problems) == 30
     assert "bad: and 10 more" in report.lines()
+
+
+def test_one_problem_of_many_files_is_one_line(tmp_path: Path) -> None:
+    root = make(tmp_path, 40)
+    for i in range(30):
+        (root / "masks" / f"f{i}.png").write_bytes(b"")
+    report = check_data(root)
+    assert len(report.problems) == 30
+    (line,) = (line for line in report.lines() if line.startswith("bad: "))
+    assert "f0.png: is empty; replace or remove it (also f1.png, " in line
+    assert line.endswith("and 26 more)")
+
+
+@pytest.mark.parametrize(
+    ("shape", "words"),
+    [
+        ((12, 12), "have 1/2 of their image's width and height"),
+        ((48, 48), "have 2 times their image's width and height"),
+        ((24, 30), "have another size than their image"),
+    ],
+)
+def test_all_masks_of_another_size_are_one_line(
+    tmp_path: Path, shape: tuple[int, int], words: str
+) -> None:
+    root = make(tmp_path, 5)
+    for path in (root / "masks").iterdir():
+        write(path, np.ones(shape, dtype=np.uint8))
+    first, last = check_data(root).problems
+    assert f"all 5 masks {words}, such as {root}/images/f0.png" in first
+    assert "no readable pair" in last
 
 
 def test_many_files_without_a_partner_are_one_line(tmp_path: Path) -> None:

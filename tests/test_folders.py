@@ -1,6 +1,7 @@
 """Folders as people have them: which image goes with which mask, in which split."""
 
 import itertools
+import json
 from collections.abc import Callable
 from pathlib import Path
 
@@ -147,7 +148,7 @@ def test_a_mask_for_each_object_is_joined(tmp_path: Path) -> None:
             width, height = SIZES[i % 3]
             one = np.zeros((height, width), dtype=np.uint8)
             one.reshape(-1)[10 * part : 10 * part + 10] = 255
-            path = tmp_path / f"id{i}" / "masks" / f"{'abc'[part] * 8}.png"
+            path = tmp_path / f"id{i}" / "masks" / f"{i}{'abc'[part] * 8}.png"
             path.parent.mkdir(exist_ok=True)
             Image.fromarray(one).save(path)
     data = open_data(tmp_path)
@@ -303,6 +304,92 @@ def test_lists_of_splits(tmp_path: Path, where: str, entry: str, encoding: str) 
     assert numbers(open_data(tmp_path)) == {"train": [0, 2, 4], "val": [1, 5]}
 
 
+TRAIN, VAL = (0, 2, 4), (1, 5)
+
+
+def listed(root: Path, name: str = "s {}") -> None:
+    """Six pairs in two towns, with the same file names in each."""
+    for i in range(6):
+        town, file = "north" if i < 3 else "south", name.format(i % 3)
+        image(root / town / "images" / f"{file}.png", i)
+        mask(root / town / "masks" / f"{file}.png", i)
+
+
+LISTS = {
+    "Windows": lambda town, file: f"C:\\data\\{town}\\images\\{file}.png\r\n",
+    "elsewhere": lambda town, file: f"/home/bob/data/{town}/images/{file}.png\n",
+    "masks first": lambda town, file: f"{town}/masks/{file}.png,{town}/images/{file}.png\n",
+    "quoted": lambda town, file: f'"{town}/{file}"\t1\n',
+}
+
+
+@pytest.mark.parametrize("form", LISTS)
+@pytest.mark.parametrize(
+    "where", ["train.txt", "lists/train_list.txt", "train.csv", "annotations/train.lst"]
+)
+def test_lists_of_paths_as_other_machines_write_them(tmp_path: Path, where: str, form: str) -> None:
+    listed(tmp_path)
+    for split, group in (("train", TRAIN), ("val", VAL)):
+        file = tmp_path / where.replace("train", split)
+        file.parent.mkdir(exist_ok=True)
+        lines = [LISTS[form]("north" if i < 3 else "south", f"s {i % 3}") for i in group]
+        head = "image,mask\n" if file.suffix == ".csv" else "# made by hand\n"
+        file.write_bytes((head + "".join(lines)).encode())
+    data = open_data(tmp_path)
+    assert numbers(data) == {"train": [*TRAIN], "val": [*VAL]}
+    assert "1 pairs are in no list, left out" in data.notes
+
+
+def test_a_table_with_a_column_for_the_split(tmp_path: Path) -> None:
+    listed(tmp_path)
+    rows = [("north" if i < 3 else "south", i % 3, i in VAL) for i in (*TRAIN, *VAL)]
+    lines = [f"{town}/images/s {i}.png,3,{'valid' if val else 'Train'}" for town, i, val in rows]
+    (tmp_path / "folds.csv").write_text("\n".join(["file,age,fold", *lines]))
+    data = open_data(tmp_path)
+    assert numbers(data) == {"train": [*TRAIN], "val": [*VAL]}
+    assert "the splits are those of folds.csv" in data.notes
+
+
+def test_a_table_with_a_class_called_train(tmp_path: Path) -> None:
+    listed(tmp_path)
+    rows = [f"south/images/s {i}.png,{name}" for i, name in enumerate(("train", "bus", "train"))]
+    (tmp_path / "vehicles.csv").write_text("\n".join(["file,vehicle", *rows]))
+    assert sum(map(len, numbers(open_data(tmp_path)).values())) == 6
+
+
+def test_splits_in_json(tmp_path: Path) -> None:
+    listed(tmp_path)
+    of = {"train": TRAIN, "validation": VAL}
+    said = {s: [f"{'north' if i < 3 else 'south'}/s {i % 3}" for i in g] for s, g in of.items()}
+    (tmp_path / "splits.json").write_text(json.dumps(said))
+    assert numbers(open_data(tmp_path)) == {"train": [*TRAIN], "val": [*VAL]}
+
+
+def test_trainval_beside_test(tmp_path: Path) -> None:
+    listed(tmp_path)
+    (tmp_path / "annotations").mkdir()
+    for name, group in (("trainval", (0, 1, 2, 3)), ("test", (4, 5))):
+        lines = [f"{'north' if i < 3 else 'south'}/s {i % 3}\n" for i in group]
+        (tmp_path / "annotations" / f"{name}.txt").write_text("".join(lines))
+    data = open_data(tmp_path)
+    assert numbers(data)["test"] == [4, 5]
+    assert len(data.train) + len(data.val) == 4
+
+
+def test_a_list_of_other_files_is_named_and_not_used(tmp_path: Path) -> None:
+    listed(tmp_path)
+    (tmp_path / "train.txt").write_text("the cat\nthe dog\n")
+    data = open_data(tmp_path)
+    assert "train.txt is no list of these images (it names the cat)" in data.notes
+    assert sum(map(len, numbers(data).values())) == 6
+
+
+def test_a_list_that_names_what_several_folders_have_is_not_guessed(tmp_path: Path) -> None:
+    listed(tmp_path)
+    (tmp_path / "train.txt").write_text("s 0.png\ns 1.png\n")
+    assert sum(map(len, numbers(open_data(tmp_path)).values())) == 6
+
+
 CITY = {"road": 7, "car": 26, "other": 4}
 
 
@@ -427,3 +514,130 @@ def test_sequences_with_masks_in_folders_of_their_numbers(tmp_path: Path) -> Non
     data = open_data(tmp_path)
     pixels = sorted(data.class_pixels(s)[1] for s in (*data.train, *data.val))
     assert pixels == list(range(30, 36))
+
+
+def one_class(path: Path, number: int, first: int, rows: int = 4, high: int = 255) -> None:
+    """A mask of some rows of an image."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    width, height = SIZES[number % 3]
+    pixels = np.zeros((height, width), dtype=np.uint8)
+    pixels[first : first + rows] = high
+    Image.fromarray(pixels).save(path)
+
+
+@pytest.mark.parametrize(
+    ("images", "masks"),
+    [
+        *(("images/{i}", "masks/{c}/{i}"), ("images/{i}", "{c}_masks/{i}")),
+        *(
+            ("images/{i}", "masks/{i}_{c}"),
+            ("{i}", "{i}_{c}_mask"),
+            ("images/{i}", "masks/{c}_{i}"),
+        ),
+        *(("case {i}/image", "case {i}/masks/{c}"), ("train/images/{i}", "train/masks/{c}/{i}")),
+        ("1. Images/a. Training Set/{i}", "2. Groundtruths/a. Training Set/1. {c}/{i}_{c}"),
+        ("CXR/images/{i}", "CXR/{c}Mask/{i}"),
+    ],
+)
+def test_masks_in_a_file_for_each_class(tmp_path: Path, images: str, masks: str) -> None:
+    classes = {"bone": 2, "liver": 7, "vein": 15}
+    for i in range(5):
+        image(tmp_path / f"{images.format(i=f'p{i}')}.png", i)
+        for name, first in classes.items():
+            if (i, name) != (3, "liver"):  # where a class is not, there may be no file
+                one_class(tmp_path / f"{masks.format(i=f'p{i}', c=name)}.png", i, first)
+    data = open_data(tmp_path)
+    assert data.class_names == ("background", *classes)
+    assert any("each class has masks of its own: bone, liver, vein" in n for n in data.notes)
+    seen = 0
+    for sample in (*data.train, *data.val):
+        pixels, truth = data.read(sample)
+        number = int(pixels[0, 0, 0])
+        for label, (name, first) in enumerate(classes.items(), start=1):
+            there = truth[first : first + 4] == label
+            assert there.all() if (number, name) != (3, "liver") else not there.any()
+        seen += 1
+    assert seen == 5
+
+
+@pytest.mark.parametrize("masks", ["masks/{a}/{i}", "masks/{i}_{a}", "case {i}/masks/{a}"])
+def test_several_annotators_are_no_classes(tmp_path: Path, masks: str) -> None:
+    for i in range(4):
+        place = "images/{i}" if "case" not in masks else "case {i}/image"
+        image(tmp_path / f"{place.format(i=i)}.png", i)
+        for first, annotator in enumerate(("ann1", "ann2", "ann3")):
+            one_class(tmp_path / f"{masks.format(i=i, a=annotator)}.png", i, 5 + first, rows=9)
+    data = open_data(tmp_path)
+    assert data.class_names == ("background", "foreground")
+    assert any("could both be" in w or "several annotators" in w for w in data.warnings)
+
+
+def test_a_file_for_each_town_is_no_file_for_each_class(tmp_path: Path) -> None:
+    for i in range(6):
+        image(tmp_path / "images" / f"{i}.png", i)
+        one_class(tmp_path / "masks" / ("north" if i < 3 else "south") / f"{i}.png", i, 2 * i)
+    assert open_data(tmp_path).class_names == ("background", "foreground")
+
+
+def test_masks_of_a_network_are_not_the_truth(tmp_path: Path) -> None:
+    for i in range(4):
+        image(tmp_path / "images" / f"{i}.png", i)
+        mask(tmp_path / "labels" / f"{i}.png", i)
+        mask(tmp_path / "pred_masks" / f"{i}.png", i, area=90)
+    data = open_data(tmp_path)
+    assert sum(map(len, numbers(data).values())) == 4
+    assert "not taken: pred_masks/ (a network's, by their name)" in data.notes[0]
+    assert data.warnings == ()
+
+
+@pytest.mark.parametrize("name", ["masks_overlay", "mask_preds"])
+def test_doubtful_masks_alone_are_warned_of(tmp_path: Path, name: str) -> None:
+    for i in range(4):
+        image(tmp_path / "images" / f"{i}.png", i)
+        mask(tmp_path / name / f"{i}.png", i)
+    (warning,) = open_data(tmp_path).warnings
+    assert f"{name}/ is taken, and these masks are " in warning
+
+
+def test_pictures_of_superpixels_beside_the_images(tmp_path: Path) -> None:
+    for i in range(4):
+        image(tmp_path / "Training_Data" / f"ISIC_{i}.jpg", i)
+        image(tmp_path / "Training_Data" / f"ISIC_{i}_superpixels.png", i + 50)
+        mask(tmp_path / "Training_GroundTruth" / f"ISIC_{i}_segmentation.png", i)
+    assert check_data(tmp_path).counts == {"train": 3, "val": 1, "test": 0}
+
+
+@pytest.mark.parametrize(("one", "other"), [("train", "train_hq"), ("train/A", "train/B")])
+def test_two_folders_of_images_for_one_folder_of_masks(
+    tmp_path: Path, one: str, other: str
+) -> None:
+    for i in range(4):
+        image(tmp_path / one / f"{i}.png", i)
+        image(tmp_path / other / f"{i}.png", i + 50)
+        mask(tmp_path / (f"{one}/../label" if "/" in one else "train_masks") / f"{i}.png", i)
+    data = open_data(tmp_path)
+    assert sum(map(len, numbers(data).values())) == 4
+    assert "have images for the same masks" in data.warnings[0]
+
+
+def test_zeros_that_numbers_begin_with(tmp_path: Path) -> None:
+    for i in range(8, 12):
+        image(tmp_path / "images" / f"{i}.png", i)
+        mask(tmp_path / "masks" / f"{i:04d}.png", i)
+    assert sum(map(len, numbers(open_data(tmp_path)).values())) == 4
+
+
+@pytest.mark.parametrize(
+    ("file", "words"),
+    [
+        ("images.zip", "holds archives .*; unpack them first"),
+        ("data/train-00000.parquet", r"holds tables of samples, .* Python \(denseloss check"),
+        ("masks/1.svg", "holds SVG drawings, which are not read"),
+        ("images/1.heic", "holds HEIC photographs, which are not read"),
+    ],
+)
+def test_other_files_that_are_not_read_are_named(tmp_path: Path, file: str, words: str) -> None:
+    (tmp_path / file).parent.mkdir(exist_ok=True)
+    (tmp_path / file).write_bytes(b"x")
+    with pytest.raises(DataError, match=words):
+        open_data(tmp_path)

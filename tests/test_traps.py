@@ -234,6 +234,10 @@ NAMES = {
     "dataset.json": json.dumps({"labels": {"background": 0, "cat": 1, "dog": 2, "mouse": 3}}),
     "id2label.json": json.dumps({"0": "background", "1": "cat", "2": "dog", "3": "mouse"}),
     "data.yaml": "names: [background, cat, dog, mouse]\n",
+    "label_names.txt": "\ufeff# id\r\n0: background\r\n1: cat  # grey\r\n2: dog\r\n3: mouse\r\n",
+    "obj_class_to_machine_color.json": json.dumps(
+        {"cat": [1, 1, 1], "dog": [2, 2, 2], "mouse": [3, 3, 3]}
+    ),
 }
 
 
@@ -259,6 +263,9 @@ COLOUR_NAMES = {
     "labelmap.txt": "# label:color_rgb:parts:actions\nwater:30,111,217::\nland:139,90,43::\n",
     "class_dict.csv": "name,r,g,b\nwater,30,111,217\nland,139,90,43\n",
     "label_colors.txt": "30 111 217\twater\n139 90 43\tland\n",
+    "class_colors.txt": "water 30 111 217\nland 139 90 43\n",
+    "class_dict_seg.csv": "name, red, green, blue\nwater, 30, 111, 217\nland, 139, 90, 43\n",
+    "colors.txt": "water: 30, 111, 217\nland: 139, 90, 43\n",
 }
 
 
@@ -282,14 +289,25 @@ def test_names_that_do_not_fit_are_not_used_and_that_is_said(tmp_path: Path) -> 
     assert "class_names.txt names 3 classes that do not fit" in data.warnings[0]
 
 
-@pytest.mark.parametrize("content", ["", "{", "[1, 2]", "\0\0", '{"labels": 3}', "a: [b"])
+DEEP = "[" * 100_000
+BOMB = "a: &a [x, x]\n" + "".join(
+    f"{after}: &{after} [{', '.join([f'*{name}'] * 9)}]\n"
+    for name, after in zip("abcdefgh", "bcdefghi", strict=True)
+)
+BOMBS = [f"{BOMB}names: *i\n", f"{BOMB}names: [{{name: *i}}]\n", f"{BOMB}names: {{0: *i, 1: a}}\n"]
+ODD = ["", "{", "[1, 2]", "\0\0", '{"labels": 3}', "a: [b", DEEP, *BOMBS]
+ODD += ["0 a\n99999999999999999999 b\n", '{"names": [null, [1]]}', "x\n" * 20_000]
+
+
+@pytest.mark.parametrize("content", ODD, ids=range(len(ODD)))
 @pytest.mark.parametrize("file", NAMES)
 def test_files_of_these_names_that_are_something_else(
     tmp_path: Path, file: str, content: str
 ) -> None:
     pairs(tmp_path, [blob()] * 3)
     (tmp_path / file).write_text(content)
-    assert open_data(tmp_path).class_names == ("background", "foreground")
+    data = open_data(tmp_path)
+    assert (data.class_names, data.ignore_value) == (("background", "foreground"), None)
 
 
 def test_own_classes_in_the_folders_of_voc(tmp_path: Path) -> None:
@@ -400,3 +418,168 @@ def test_samples_that_are_none(tmp_path: Path, form: str, words: str) -> None:
     (tmp_path / "my_data.py").write_text(DATASET.replace("FORM", form))
     with pytest.raises(DataError, match=words):
         open_data(f"{tmp_path}/my_data.py:make")
+
+
+@pytest.mark.parametrize("void", [-9999, -128])
+def test_what_maps_have_where_there_is_no_data_is_void(tmp_path: Path, void: int) -> None:
+    masks = []
+    for i in range(4):
+        mask = np.zeros((HEIGHT, WIDTH), dtype=np.int32)
+        mask[0, : 2 + i], mask[20:, :9] = void, 1
+        masks.append(mask)
+    pairs(tmp_path, [blob()] * 4)
+    for i, mask in enumerate(masks):
+        (tmp_path / "masks" / f"{i}.png").unlink()
+        save(tmp_path / "masks" / f"{i}.tif", mask)
+    data = open_data(tmp_path)
+    assert (data.values, data.ignore_value) == ((0, 1), void)
+    assert data.warnings == ()  # no field of view either
+    assert f"value {void} beside other labels is taken as void" in data.notes
+
+
+@pytest.mark.parametrize(
+    ("value", "words"),
+    [
+        (np.nan, "holds nan, as maps do where there is no data; save"),
+        (-3.4e38, r"holds -3\.4e\+38, as maps do where there is no data; save"),
+        (0.5, r"holds fractions \(0 to 1\), not labels; save"),
+    ],
+)
+def test_floats_that_are_no_labels(tmp_path: Path, value: float, words: str) -> None:
+    pairs(tmp_path, [blob()] * 3)
+    (tmp_path / "masks" / "1.png").unlink()
+    mask = blob(1).astype(np.float32)
+    mask[0, 0] = value
+    save(tmp_path / "masks" / "1.tif", mask)
+    with pytest.raises(DataError, match=rf"masks/1\.tif: {words}"):
+        open_data(tmp_path)
+
+
+def painted(mask: np.ndarray, palette: list[int]) -> Image.Image:
+    picture = Image.fromarray(mask)
+    picture.putpalette(palette + [0] * (768 - len(palette)))
+    return picture
+
+
+RED, GREEN, BLACK, WHITE = [200, 0, 0], [0, 200, 0], [0, 0, 0], [255, 255, 255]
+
+
+def palette_masks(root: Path, *orders: tuple[list[int], list[int]]) -> Path:
+    for i, (first, last) in enumerate(orders):
+        save(root / "images" / f"{i}.png", photo())
+        (root / "masks").mkdir(exist_ok=True)
+        painted(blob(1), first + last).save(root / "masks" / f"{i}.png")
+    return root
+
+
+def test_one_colour_at_two_palette_entries(tmp_path: Path) -> None:
+    palette_masks(tmp_path, (RED, GREEN), (RED, GREEN), (GREEN, RED))
+    words = r"2\.png: the colour #00c800 is palette entry 0, and entry 1 in 0\.png; .* one palette"
+    with pytest.raises(DataError, match=words):
+        open_data(tmp_path)
+    data = open_data(tmp_path, classes=2)
+    assert "2 different palettes" in data.warnings[0]
+
+
+def test_a_palette_that_begins_with_white(tmp_path: Path) -> None:
+    (warning,) = open_data(palette_masks(tmp_path / "w", *[(WHITE, BLACK)] * 3)).warnings
+    assert "palette entry 0 is white and 1 is black: 1 is taken as foreground" in warning
+    assert open_data(palette_masks(tmp_path / "b", *[(BLACK, WHITE)] * 3)).warnings == ()
+
+
+THREE = {0: (0, 0, 0), 1: (220, 60, 50), 2: (60, 200, 70)}
+
+
+def three_colours(i: int, *, smooth: bool, large: int = 4) -> Image.Image:
+    colours = np.zeros((HEIGHT * large, WIDTH * large, 3), dtype=np.uint8)
+    colours[8 + i : 60 + i, 10:70] = THREE[1]
+    colours[70:110, 30 + i : 90 + i] = THREE[2]
+    how = Image.Resampling.BILINEAR if smooth else Image.Resampling.NEAREST
+    picture = Image.fromarray(colours)
+    return picture.rotate(20).resize((WIDTH, HEIGHT), how)
+
+
+def test_soft_edges_of_colours_are_no_classes(tmp_path: Path) -> None:
+    pairs(tmp_path, [np.asarray(three_colours(i, smooth=True)) for i in range(3)])
+    words = r"masks/\d\.png: 3 colours \(#000000, #3cc846, #dc3c32\) fill .* without smoothing"
+    with pytest.raises(DataError, match=words):
+        open_data(tmp_path)
+    hard = [np.asarray(three_colours(i, smooth=False)) for i in range(3)]
+    assert open_data(pairs(tmp_path / "hard", hard)).num_classes == 3
+
+
+def test_soft_edges_of_greys_are_no_classes(tmp_path: Path) -> None:
+    pictures = [three_colours(i, smooth=False).convert("L") for i in range(3)]
+    levels = [p.point(lambda v: 0 if v == 0 else 255 if v > 120 else 128) for p in pictures]
+    soft = [p.resize((91, 67), Image.Resampling.BICUBIC).resize((WIDTH, HEIGHT)) for p in levels]
+    pairs(tmp_path, [np.asarray(p) for p in soft])
+    with pytest.raises(DataError, match=r"3 values \(0, 128, 255\) fill .* without smoothing"):
+        open_data(tmp_path)
+
+
+def test_colours_of_pascal_voc_are_classes_though_some_are_mixtures_of_others(
+    tmp_path: Path,
+) -> None:
+    colours = [(128, 0, 0), (0, 128, 0), (128, 128, 0), (0, 0, 128), (128, 0, 128), (0, 128, 128)]
+    colours += [(128, 128, 128), (64, 0, 0), (192, 0, 0), (64, 128, 0), (192, 128, 0)]
+    colours += [(64, 0, 128), (192, 0, 128), (64, 128, 128), (192, 128, 128), (0, 64, 0)]
+    colours += [(128, 64, 0), (0, 192, 0), (128, 192, 0), (0, 64, 128)]
+    mask = np.zeros((HEIGHT, WIDTH, 3), dtype=np.uint8)
+    for i, colour in enumerate(colours):
+        mask[i, : 3 + i] = colour
+    data = open_data(pairs(tmp_path, [mask] * 3))
+    assert data.num_classes == 21
+    assert data.warnings == ()
+
+
+def test_a_stray_colour_next_to_a_frequent_one_is_warned_of(tmp_path: Path) -> None:
+    mask = np.asarray(three_colours(0, smooth=False)).copy()
+    mask[0, 0] = (0, 1, 0)
+    (warning,) = open_data(pairs(tmp_path, [mask] * 3)).warnings
+    assert "colour #000100 is rare and nearly #000000" in warning
+
+
+def test_the_only_class_in_a_list_is_the_foreground(tmp_path: Path) -> None:
+    for high in (1, 255):
+        root = pairs(tmp_path / str(high), [blob(high)] * 3)
+        (root / "classes.txt").write_text("car\n")
+        assert open_data(root).class_names == ("background", "car")
+
+
+def test_pictures_with_colours_laid_over_are_for_the_eye(tmp_path: Path) -> None:
+    pairs(tmp_path, [blob(1)] * 4)
+    for i in range(4):
+        blend = photo() // 2 + np.dstack([blob(100)] * 3)
+        save(tmp_path / "labels_human" / f"{i}.png", blend)
+    data = open_data(tmp_path)
+    assert data.values == (0, 1)
+    assert any("not taken: labels_human/ (drawn for the eye)" in note for note in data.notes)
+
+
+def test_ids_of_objects_with_gaps(tmp_path: Path) -> None:
+    masks = []
+    for i in range(4):
+        ids = np.zeros((60, 80), dtype=np.uint16)
+        for n in range(12):
+            top, left = 15 * (n // 4) + i, 20 * (n % 4)
+            ids[top : top + 8, left : left + 9] = 300 + 411 * n
+        masks.append(ids)
+    data = open_data(pairs(tmp_path, masks))
+    assert data.class_names == ("background", "foreground")
+    assert "the masks number their objects" in data.warnings[0]
+
+
+def test_masks_that_are_nearly_all_foreground_are_warned_of(tmp_path: Path) -> None:
+    report = check_data(pairs(tmp_path, [255 - blob()] * 3))
+    assert any("foreground fills 87.2 % of the pixels" in w for w in report.warnings)
+
+
+def test_many_rare_classes_are_one_warning(tmp_path: Path) -> None:
+    mask = np.zeros((60, 80), dtype=np.uint8)
+    for i in range(12):
+        mask[3 * i, : 2 + i % 3], mask[40 + i, 5 * i] = i + 1, (i * 7) % 12 + 1
+    report = check_data(pairs(tmp_path, [mask] * 3))
+    assert sum("rare" in w for w in report.warnings) == 1
+    assert any(
+        "class 1 class 1 is rare (" in w and "and so are 11 more" in w for w in report.warnings
+    )

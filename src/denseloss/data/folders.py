@@ -76,7 +76,7 @@ def folders_below(root: Path) -> list[Folder]:
             continue
         known.add(real)
         path = Path(where)
-        pictures = tuple(path / name for name in sorted(files) if is_picture(Path(name)))
+        pictures = tuple(path / name for name in sorted(files) if is_picture(name))
         if pictures:
             means = tuple(meaning(part) for part in path.relative_to(root).parts)
             found.append(Folder(path, pictures, means))

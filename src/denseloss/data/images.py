@@ -52,9 +52,10 @@ class ImageFacts:
     more_bands: int = 0
 
 
-def is_picture(path: Path) -> bool:
+def is_picture(path: Path | str) -> bool:
     """Whether the name is that of a picture, and not what macOS and Windows leave behind."""
-    return path.suffix.lower() in SUFFIXES and not path.name.startswith(".")
+    name = path if isinstance(path, str) else path.name
+    return name.lower().endswith(SUFFIXES) and not name.startswith(".")
 
 
 @contextmanager
@@ -246,9 +247,37 @@ def _more_bands(picture: Image.Image) -> int:
 
 def oriented_size(path: Path) -> tuple[int, int]:
     """(width, height) after a camera's orientation mark is obeyed."""
+    return _sizes(path)[0]
+
+
+def size_as_said(path: Path, said: tuple[int, int] | None, where: Path) -> tuple[int, int]:
+    """Return the size that an annotation file says that an image has, if that is true.
+
+    Args:
+        path: The image.
+        said: (width, height), None where the file does not say.
+        where: The annotation file.
+
+    Raises:
+        DataError: The image has another size, turned or not, or cannot be read.
+    """
+    (width, height), stored = _sizes(path)
+    if said is None:
+        return width, height
+    if said not in ((width, height), stored):
+        raise DataError(
+            f"{path}: is {width}x{height}, but {where} says {said[0]}x{said[1]}; annotate this "
+            "image, not a resized or turned one, or remove it"
+        )
+    return said
+
+
+def _sizes(path: Path) -> tuple[tuple[int, int], tuple[int, int]]:
+    """The size after a camera's orientation mark is obeyed, and as the pixels are stored."""
     with opened(path) as picture:
         width, height = picture.size
-        return (height, width) if _turn(picture) in (5, 6, 7, 8) else (width, height)
+        turned = _turn(picture) in (5, 6, 7, 8)
+        return (height, width) if turned else (width, height), (width, height)
 
 
 def _ends_well(path: Path, kind: str | None) -> bool:

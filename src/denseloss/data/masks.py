@@ -53,22 +53,46 @@ class Joined:
 
     def read(self) -> Array:
         """Return where any of the files has its higher value."""
-        union: NDArray[np.bool_] | None = None
-        for file in self.files:
-            values, _ = read_mask(file)
-            if len(np.unique(values)) > 2:
-                raise DataError(
-                    f"{file}: is one of {len(self.files)} masks of an image and holds more than "
-                    "two values; give each image one mask, or one black and white file per object"
-                )
-            if union is not None and union.shape != values.shape:
-                raise DataError(
-                    f"{file}: has another size than {self.files[0]}, a mask of the same image"
-                )
-            here = values > 0
-            union = here if union is None else union | here
-        assert union is not None
+        union: NDArray[np.bool_] = np.logical_or.reduce(_black_and_white(self.files))
         return union.astype(np.uint8) * 255
+
+
+@dataclass(frozen=True)
+class Layered:
+    """One mask in several files, one for each class; where two overlap, the later one counts."""
+
+    files: tuple[Path, ...]
+    labels: tuple[int, ...]
+
+    @property
+    def path(self) -> Path:
+        """The first file."""
+        return self.files[0]
+
+    def read(self) -> Array:
+        """Return the label of the class of each pixel, 0 where there is none."""
+        parts = _black_and_white(self.files)
+        mask = np.zeros(parts[0].shape, dtype=np.uint8)
+        for label, part in zip(self.labels, parts, strict=True):
+            mask[part] = label
+        return mask
+
+
+def _black_and_white(files: Sequence[Path]) -> list[NDArray[np.bool_]]:
+    """Where each of the masks of an image has its higher value."""
+    parts: list[NDArray[np.bool_]] = []
+    for file in files:
+        values, _ = read_mask(file)
+        if len(np.unique(values)) > 2:
+            raise DataError(
+                f"{file}: is one of {len(files)} masks of an image and holds more than two "
+                "values; give each image one mask, or black and white files, one for each object "
+                "or class"
+            )
+        if parts and parts[0].shape != values.shape:
+            raise DataError(f"{file}: has another size than {files[0]}, a mask of the same image")
+        parts.append(values > 0)
+    return parts
 
 
 @dataclass(frozen=True)
@@ -140,16 +164,33 @@ def _values(path: Path, picture: Image.Image, *, alpha: bool) -> tuple[Array, bo
     if picture.mode in ("LA", "PA"):
         return values[..., 0], False
     if picture.mode in ("L", "P", *DEEP):
-        whole = values.astype(np.int32) if values.dtype.kind == "f" else values
-        if not np.array_equal(whole, values):
-            raise DataError(f"{path}: holds fractions, not labels; save the mask as whole numbers")
-        return whole, False
+        return _whole(path, values), False
     red, green, blue = np.moveaxis(np.asarray(picture.convert("RGB")), -1, 0)
     if _is_lossy(path, picture) and np.ptp(np.stack((red, green, blue)), axis=0).max() <= _GREY:
         return green, False
     if np.array_equal(red, green) and np.array_equal(red, blue):
         return red, False
     return (red.astype(np.int32) << 16) | (green.astype(np.int32) << 8) | blue, True
+
+
+def _whole(path: Path, values: Array) -> Array:
+    """Labels that are stored as floats, as whole numbers."""
+    if values.dtype.kind != "f":
+        return values
+    if not (np.abs(values) < 1 << 31).all():  # also where it is no number
+        odd = float(values[~(np.abs(values) < 1 << 31)][0])
+        raise DataError(
+            f"{path}: holds {odd:g}, as maps do where there is no data; save the mask as whole "
+            "numbers, with 255 where nothing is known"
+        )
+    whole = values.astype(np.int32)
+    if not np.array_equal(whole, values):
+        low, high = values.min(), values.max()
+        raise DataError(
+            f"{path}: holds fractions ({low:g} to {high:g}), not labels; save the mask as whole "
+            "numbers, such as 0 and 1 for what lies below 0.5 and above"
+        )
+    return whole
 
 
 def look_at_mask(mask: Mask) -> MaskFacts:
@@ -222,6 +263,8 @@ def holds_instances(values: Array) -> bool:
         return False
     from scipy import ndimage
 
+    if top > 255:  # more than classes have: ids with gaps
+        values = np.unique(values, return_inverse=True)[1].reshape(values.shape)
     boxes = ndimage.find_objects(values.astype(np.int32))
     there = [box for box in boxes if box is not None]
     # Class maps lack some classes in the middle, and have the same class at several places.

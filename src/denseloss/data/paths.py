@@ -15,10 +15,20 @@ SPLITS = {
 _IMAGES = (
     *("images", "image", "imgs", "img", "jpegimages", "pictures", "picture", "pics", "pic"),
     *("photos", "photo", "frames", "frame", "inputs", "input", "originals", "original", "rgb"),
-    *("satellite", "sat", "scans", "scan"),
+    *("satellite", "sat", "scans", "scan", "bilder"),
 )
 _MASKS = (
-    *("masks", "mask", "segmentationclass", "segmentations", "segmentation", "segmap", "segmaps"),
+    *(
+        "masks",
+        "mask",
+        "masken",
+        "maske",
+        "segmentationclass",
+        "segmentations",
+        "segmentation",
+        "segmap",
+        "segmaps",
+    ),
     *("segs", "seg", "labels", "label", "labs", "lab", "labelids", "labeltrainids", "trainids"),
     *("lbl", "gts", "gt", "groundtruths", "groundtruth", "ground", "truth", "truths"),
     *("annotations", "annotation", "annotated", "annots", "annot", "anns", "ann", "annos", "anno"),
@@ -36,6 +46,7 @@ _MASKS = (
 )
 # Beside the masks of classes: pictures of them for the eye, and maps of instances.
 _FOR_THE_EYE = (
+    *("superpixels", "superpixel", "heatmaps", "heatmap"),
     *("visualizations", "visualization", "visualisation", "visualize", "visual", "viz", "vis"),
     *(
         "overlays",
@@ -59,6 +70,7 @@ _INSTANCES = (
     "objects",
     "object",
 )
+_PREDICTIONS = ("predictions", "prediction", "predicted", "preds", "pred")
 _FILLERS = (
     *("datasets", "dataset", "data", "sets", "set", "dirs", "dir", "folders", "folder", "files"),
     *("prepped", "png", "jpg", "jpeg", "tif", "tiff", "npy", "raw", "left", "8bit", "bit", "fine"),
@@ -74,10 +86,12 @@ _ALONE: dict[str, Role] = {"x": "image", "y": "mask", "l": "mask", "p": "mask"}
 def _kinds() -> dict[str, str]:
     kinds = dict.fromkeys(_IMAGES, "image") | dict.fromkeys(_MASKS, "mask")
     kinds |= dict.fromkeys(_FOR_THE_EYE, "eye") | dict.fromkeys(_INSTANCES, "instance")
-    return kinds | dict.fromkeys(_FILLERS, "filler") | _SPLIT_OF
+    kinds |= dict.fromkeys(_PREDICTIONS, "prediction") | dict.fromkeys(_FILLERS, "filler")
+    return kinds | _SPLIT_OF
 
 
 _KINDS = _kinds()
+_DOUBTS = ("eye", "instance", "prediction")
 _TOKEN = re.compile(r"[A-Z]?[a-z]+|[A-Z]+(?![a-z])|\d+(?:st|nd|bit)?|[^A-Za-z0-9]+")
 # Longest first, so that "labels" is not "label" and an "s".
 _WORDS = re.compile("|".join(sorted(_KINDS, key=len, reverse=True)))
@@ -90,7 +104,8 @@ class Meaning:
     Attributes:
         role: Of what lies there, None where the name does not say.
         split: `"train"`, `"val"` or `"test"`, None where the name does not say.
-        doubt: Why a mask is none to train on: `"eye"` (drawn for the eye) or `"instance"`.
+        doubt: Why a mask is none to train on: `"eye"` (drawn for the eye), `"instance"` or
+            `"prediction"`.
         rest: What is left without the words that say so.
         template: The name with its split as `{split}`.
     """
@@ -119,7 +134,7 @@ def meaning(name: str) -> Meaning:
             role = "mask"
         elif "image" in kinds and role is None:
             role = "image"
-        doubt = next((kind for kind in kinds if kind in ("eye", "instance")), doubt)
+        doubt = next((kind for kind in kinds if kind in _DOUBTS), doubt)
         # Masks painted in colours beside those with values, such as semantic_rgb.
         doubt = "eye" if token.lower() == "rgb" and role == "mask" else doubt
         year = re.fullmatch(r"(19|20)\d\d", token)
@@ -155,10 +170,11 @@ _SEPARATED = r"(?:[ _.\-]+|(?<=[a-z0-9])(?=[A-Z]))"
 _ANY = rf"(?i:{_WORDS.pattern})"
 _NAMED = rf"(?i:{'|'.join((*_IMAGES, *_MASKS))})"
 _END = re.compile(
-    rf"(?:^{_NAMED}|{_SEPARATED}(?:{_ANY})+|[_\-](?i:[lp])|{_SEPARATED}(?i:manual|observer)\d)$"
+    rf"(?:^{_NAMED}|-labell?ed|{_SEPARATED}(?:{_ANY})+|[_\-](?i:[lp])|{_SEPARATED}(?i:manual|observer)\d)$"
 )
 # "x_mask_1" and "x_mask_2" are parts of one mask; "x_manual1" and "x_manual2" are two observers.
 _NUMBERED_END = re.compile(rf"{_SEPARATED}(?:{_ANY})*(?i:masks?)(?P<part>[ _\-]?\d{{1,3}})$")
+_LABELLED = ("-labelled", "-labeled")  # as QuPath calls them
 # nnU-Net numbers the channels of an image, and its labels have none.
 _CHANNEL = re.compile(r"_0\d{3}$")
 _START = re.compile(rf"^{_NAMED}(?:[ _.\-]+|(?=\d))")
@@ -180,6 +196,8 @@ class Stem:
     def role(self) -> Role | None:
         """What the words at the ends say."""
         said = {meaning(affix.strip("*_- ")).role for affix in self.affixes[1:]}
+        if any(affix.endswith(_LABELLED) for affix in self.affixes):
+            said.add("mask")
         return "mask" if "mask" in said else "image" if "image" in said else None
 
 

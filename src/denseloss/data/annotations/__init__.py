@@ -6,6 +6,7 @@ from denseloss.data.annotations.coco import read_coco
 from denseloss.data.annotations.formats import is_installed, read_formats
 from denseloss.data.annotations.labelme import read_labelme
 from denseloss.data.annotations.outlines import Annotated, AnnotatedImage, Object, Outlined
+from denseloss.data.annotations.unread import unread_format
 from denseloss.data.annotations.yolo import read_yolo
 from denseloss.data.folders import folders_below
 from denseloss.data.samples import Findings
@@ -18,6 +19,7 @@ __all__ = [
     "is_installed",
     "read_annotations",
     "read_formats",
+    "unread_format",
 ]
 
 

@@ -13,6 +13,11 @@ from denseloss.data.errors import DataError
 
 VOID = -1
 BACKGROUND = -2
+MOST_CLASSES = 253
+"""In a mask of 8 bits, beside background and void."""
+_FARTHEST = 1e6
+# What numpy and the run lengths' library raise on outlines that are none.
+_UNDRAWABLE = (ValueError, TypeError, KeyError, IndexError, RuntimeError, OverflowError)
 """Labels of what does not count, and of what an annotator painted as background."""
 
 Polygon = Sequence[float]
@@ -45,12 +50,14 @@ class Outlined:
         size: (width, height) of the image.
         objects: Later ones lie on top.
         void: The value of what does not count.
+        image: The name of the image's file, where the file is that of many.
     """
 
     file: Path
     size: tuple[int, int]
     objects: tuple[Object, ...]
     void: int = 255
+    image: str = ""
 
     @property
     def path(self) -> Path:
@@ -76,8 +83,11 @@ class Outlined:
             value = {VOID: self.void, BACKGROUND: 0}.get(each.label, each.label + 1)
             try:
                 _draw(mask, each.outline, value)
-            except (ValueError, TypeError, KeyError, IndexError) as error:
-                raise DataError(f"{self.file}: an outline cannot be drawn ({error})") from None
+            except _UNDRAWABLE as error:
+                where = f" in {self.image}" if self.image else ""
+                raise DataError(
+                    f"{self.file}: an outline{where} cannot be drawn ({error}); repair or remove it"
+                ) from None
         return mask
 
 
@@ -106,6 +116,7 @@ class Annotated:
         kind: What was found, in words.
         names: Of the classes, without background.
         images: All of them.
+        named: The file that names the classes, None for the annotation files themselves.
         notes: What else was found.
         warnings: What the user should look at.
     """
@@ -113,6 +124,7 @@ class Annotated:
     kind: str
     names: tuple[str, ...]
     images: tuple[AnnotatedImage, ...]
+    named: Path | None = None
     notes: tuple[str, ...] = ()
     warnings: tuple[str, ...] = ()
 
@@ -122,6 +134,49 @@ def labels_of(names: Iterable[str]) -> dict[str, int]:
     kept = [name for name in dict.fromkeys(names) if name.strip("_").lower() != "background"]
     found = dict.fromkeys(names, BACKGROUND)
     return found | {name: label for label, name in enumerate(kept)}
+
+
+def outline_of(said: Any) -> Outline | None:
+    """Return an outline as annotation files have it, in one of its usual forms.
+
+    Args:
+        said: Polygons as lists x0, y0, x1, y1, ... or as lists of pairs, one polygon alone, or
+            COCO's run lengths.
+
+    Raises:
+        ValueError: It is none of them.
+    """
+    if not said:
+        return None
+    if isinstance(said, Mapping):
+        return said
+    if not isinstance(said, list | tuple):
+        raise ValueError(f"{type(said).__name__} is no outline")
+    polygons = [said] if np.ndim(said[0]) == 0 else said
+    found = []
+    for polygon in polygons:
+        corners = np.asarray(polygon, dtype=np.float64).reshape(-1)
+        if len(corners) % 2:
+            raise ValueError(f"a polygon of {len(corners)} numbers; expected pairs")
+        if not (np.abs(corners) <= _FARTHEST).all():
+            raise ValueError("a corner lies nowhere near the image")
+        if len(corners) >= 6:  # two corners have no area
+            found.append(tuple(corners.tolist()))
+    return found or None
+
+
+def check_count(file: Path, classes: Sequence[str]) -> None:
+    """Refuse more classes than a mask can hold.
+
+    Raises:
+        DataError: With the file.
+    """
+    if len(classes) > MOST_CLASSES:
+        some = ", ".join(classes[:3])
+        raise DataError(
+            f"{file}: has {len(classes)} classes ({some}, ...), and at most {MOST_CLASSES} can be "
+            "read; if every object has a name of its own, give objects of a kind one name"
+        )
 
 
 def classes_of(labels: Mapping[str, int]) -> tuple[str, ...]:
@@ -136,12 +191,12 @@ def _draw(mask: NDArray[np.uint8], outline: Outline, value: int) -> None:
         if tuple(runs["size"]) != (height, width):
             raise ValueError(f"its size is {runs['size']}, the image's {[height, width]}")
         if isinstance(runs["counts"], list):
+            if not all(isinstance(count, int) and count >= 0 for count in runs["counts"]):
+                raise ValueError("its run lengths are no whole numbers")
             runs = rle.frPyObjects(runs, height, width)
         mask[rle.decode(runs).astype(bool)] = value
         return
-    corners = [np.asarray(polygon, dtype=np.float64) for polygon in outline if len(polygon) >= 6]
-    if not corners:
-        return
+    corners = [np.asarray(polygon, dtype=np.float64) for polygon in outline]
     # Only where the object is: a whole image for each object would take long.
     low = np.min([c.reshape(-1, 2).min(0) for c in corners], axis=0)
     high = np.max([c.reshape(-1, 2).max(0) for c in corners], axis=0)

@@ -4,11 +4,14 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from denseloss.data.annotations.outlines import (
+    MOST_CLASSES,
     Annotated,
     AnnotatedImage,
     Object,
     Outlined,
+    check_count,
     largest_first,
+    outline_of,
 )
 from denseloss.data.class_names import find_class_names
 from denseloss.data.errors import DataError
@@ -17,7 +20,8 @@ from denseloss.data.folders import Folder
 from denseloss.data.images import oriented_size
 from denseloss.data.samples import Findings
 
-_LISTS = ("classes.txt", "labels.txt", "class_names.txt")
+# Outlines may reach a little over the edge of the image.
+_LOW, _HIGH = -0.5, 1.5
 
 
 def read_yolo(root: Path, folders: Sequence[Folder], findings: Findings) -> Annotated | None:
@@ -27,7 +31,7 @@ def read_yolo(root: Path, folders: Sequence[Folder], findings: Findings) -> Anno
     yaml = any((root / name).is_file() for name in ("data.yaml", "dataset.yaml"))
     if not any(texts.values()) or not (yaml or _are_lines(texts)):
         return None
-    names = [] if named is None else list(named.of.values())
+    ids = [] if named is None else sorted(named.of)
     images, bare, top = [], 0, -1
     for folder in folders:
         for picture in folder.files:
@@ -37,7 +41,7 @@ def read_yolo(root: Path, folders: Sequence[Folder], findings: Findings) -> Anno
                 bare += 1
             else:
                 try:
-                    objects = _objects(text, oriented_size(picture), len(names) or None)
+                    objects = _objects(text, oriented_size(picture), ids)
                 except DataError as error:
                     findings.problem(str(error), picture)
                     continue
@@ -46,8 +50,14 @@ def read_yolo(root: Path, folders: Sequence[Folder], findings: Findings) -> Anno
             name = "/".join([*folder.place, picture.stem])
             images.append(AnnotatedImage(name, picture, folder.split, truth))
     notes = [f"{bare} images without a text are background"] * bool(bare)
-    every = tuple(names or [f"class {i}" for i in range(top + 1)])  # 0 is the first foreground
-    return Annotated(f"YOLO's texts in {root}", every, tuple(images), notes=tuple(notes))
+    # 0 is the first foreground.
+    every = tuple(f"class {i}" for i in range(top + 1))
+    if named is not None:
+        every = tuple(named.of[i] for i in ids)
+        check_count(named.file or root, every)
+    file = None if named is None else named.file
+    kind = f"YOLO's texts in {root}"
+    return Annotated(kind, every, tuple(images), file, notes=tuple(notes))
 
 
 def _texts(folder: Folder) -> dict[str, Path]:
@@ -86,7 +96,7 @@ def _is_number(word: str) -> bool:
     return True
 
 
-def _objects(file: Path, size: tuple[int, int], classes: int | None) -> list[Object]:
+def _objects(file: Path, size: tuple[int, int], ids: Sequence[int]) -> list[Object]:
     width, height = size
     found = []
     for number, line in enumerate(read_text(file).splitlines(), start=1):
@@ -98,10 +108,17 @@ def _objects(file: Path, size: tuple[int, int], classes: int | None) -> list[Obj
                 f"{file}: line {number}: {line[:40]!r} is no class with a box or a polygon"
             )
         label, values = int(float(words[0])), [float(word) for word in words[1:]]
-        if label < 0 or (classes is not None and label >= classes):
+        if label not in (ids or range(MOST_CLASSES)):
+            classes = f"{len(ids)} classes ({ids[0]} to {ids[-1]})" if ids else "classes"
             raise DataError(
-                f"{file}: line {number}: class {label} is none of the {classes} classes (0 to "
-                f"{(classes or 1) - 1}); repair the line or name the class in data.yaml"
+                f"{file}: line {number}: class {label} is none of the {classes}; repair the line "
+                "or name the class in data.yaml"
+            )
+        label = ids.index(label) if ids else label
+        if not all(_LOW < value < _HIGH for value in values):
+            raise DataError(
+                f"{file}: line {number}: {line[:40]!r} has numbers far from 0 to 1; YOLO's are "
+                "shares of the image's width and height"
             )
         if len(values) == 4:
             x, y, w, h = values
@@ -109,5 +126,8 @@ def _objects(file: Path, size: tuple[int, int], classes: int | None) -> list[Obj
             found.append(Object(label, None, (*box, box[0] + w * width, box[1] + h * height)))
         else:
             corners = [v * (height if i % 2 else width) for i, v in enumerate(values)]
-            found.append(Object(label, (corners,)))
+            try:
+                found.append(Object(label, outline_of(corners)))
+            except ValueError as error:
+                raise DataError(f"{file}: line {number}: {error}; repair the line") from None
     return found

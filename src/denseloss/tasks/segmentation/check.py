@@ -12,7 +12,8 @@ from denseloss.tasks.segmentation.pictures import draw_overlays
 from denseloss.tasks.task import DataReport, Progress, Split
 
 _LISTED = 20
-_RARE = 0.005
+_ALIKE = 3
+_RARE, _MOST = 0.005, 0.8
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,10 +76,10 @@ class SegmentationReport(DataReport):
             elif self.data.has_background:
                 lines.append("empty masks: none")
         lines += [f"warning: {warning}" for warning in self.warnings]
-        lines += [f"bad: {problem}" for problem in self.problems[:_LISTED]]
-        n = len(self.problems)
-        if n > _LISTED:
-            lines.append(f"bad: and {n - _LISTED} more")
+        bad, n = _grouped(self.problems), len(self.problems)
+        lines += [f"bad: {line}" for line in bad[:_LISTED]]
+        if len(bad) > _LISTED:
+            lines.append(f"bad: and {len(bad) - _LISTED} more")
         verdict = f"{n} problem{'s' * (n != 1)} to repair before training"
         if self.ok:
             verdict = "good to train on" + ", see the warnings" * bool(self.warnings)
@@ -161,8 +162,26 @@ def check_data(
     )
 
 
+def _grouped(problems: Sequence[str]) -> list[str]:
+    """Problems; many that differ in nothing but their file are one line."""
+    files: dict[str, list[str]] = {}
+    for problem in problems:
+        file, _, text = problem.partition(": ")
+        files.setdefault(text, []).append(file)
+    lines = []
+    for text, group in files.items():
+        if len(group) <= _ALIKE:
+            lines += [f"{file}: {text}" for file in group]
+            continue
+        more = ", ".join(file.rpartition("/")[2] for file in group[1 : _ALIKE + 1])
+        rest = f" and {len(group) - _ALIKE - 1} more" * (len(group) > _ALIKE + 1)
+        lines.append(f"{group[0]}: {text} (also {more}{rest})")
+    return lines
+
+
 def _warnings(data: SegmentationData, images: tuple[int, ...], empty: tuple[str, ...]) -> list[str]:
     warnings = []
+    rare = []
     for i, (name, n) in enumerate(zip(data.class_names, images, strict=True)):
         share = data.class_share[i]
         if n == 0:
@@ -170,10 +189,19 @@ def _warnings(data: SegmentationData, images: tuple[int, ...], empty: tuple[str,
         elif share == 0:
             warnings.append(f"class {i} {name} occurs in no training mask; it cannot be learnt")
         elif share < _RARE:
-            warnings.append(
-                f"class {i} {name} is rare ({percent(share)}): plain cross entropy and "
-                "accuracy hardly see it; look at its own score, and compare Dice and focal losses"
-            )
+            rare.append(f"class {i} {name} is rare ({percent(share)})")
+    if len(rare) > _ALIKE:
+        rare = [f"{rare[0]}, and so are {len(rare) - 1} more"]
+    warnings += [
+        f"{text}: plain cross entropy and accuracy hardly see it; look at its own score, and "
+        "compare Dice and focal losses"
+        for text in rare
+    ]
+    if data.mode == "binary" and data.class_share[1] > _MOST:
+        warnings.append(
+            f"{data.class_names[1]} fills {percent(data.class_share[1])} of the pixels: look at "
+            "the picture; if the masks are inverted, invert them"
+        )
     total = len(data.train) + len(data.val) + len(data.test)
     if len(empty) > total / 2:
         warnings.append(

@@ -2,7 +2,7 @@
 
 import hashlib
 import os
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -322,13 +322,10 @@ def survey(
     else:
         seen = list(_look_at_all(samples, progress, findings, whole=whole))
     masks = {sample: mask for sample, _, mask in seen}
-    for _, image, mask in seen:
-        if image.size != mask.size and oriented_size(image.path) != mask.size:
-            text = _sizes_differ(image.path, image.size, mask.path, mask.size)
-            findings.problem(text, image.path)
+    _check_sizes(seen, findings)
     good = [m for s, m in masks.items() if not findings.bad.intersection(s.files)]
     if not good:
-        raise DataError(f"{root}: no readable pair of image and mask; see `denseloss check {root}`")
+        raise DataError(f"{root}: no readable pair of image and mask is left")
     if alpha := in_transparency(good):
         masks = dict(zip(masks, transparencies(list(masks.values())), strict=True))
         good = transparencies(good)
@@ -373,6 +370,35 @@ def survey(
         digests={s.name: masks[s].digest for s in kept},
         pixels=pixels,
     )
+
+
+def _check_sizes(seen: Sequence[tuple[Sample, ImageFacts, MaskFacts]], findings: Findings) -> None:
+    """Tell of masks that have another size than their image; of one kind of difference, once."""
+    differ = [
+        (image, mask)
+        for _, image, mask in seen
+        if image.size != mask.size and oriented_size(image.path) != mask.size
+    ]
+    if len(differ) > 3 and len(differ) == len(seen):
+        image, mask = differ[0]
+        ratios = {a / b for i, m in differ for a, b in zip(i.size, m.size, strict=True)}
+        text = _sizes_differ(image.path, image.size, mask.path, mask.size)
+        if all(i.size == m.size[::-1] for i, m in differ):
+            text = f"all {len(seen)} masks are turned by 90 degrees or transposed, such as {text}"
+        elif len(ratios) == 1:
+            ratio = ratios.pop()
+            factor = f"1/{ratio:g} of" if ratio > 1 else f"{1 / ratio:g} times"
+            text = (
+                f"all {len(seen)} masks have {factor} their image's width and height, such as "
+                f"{text}; resize masks to the nearest value, without smoothing"
+            )
+        else:
+            text = f"all {len(seen)} masks have another size than their image, such as {text}"
+        findings.problem(text, *(i.path for i, _ in differ))
+        return
+    for image, mask in differ:
+        text = _sizes_differ(image.path, image.size, mask.path, mask.size)
+        findings.problem(text, image.path)
 
 
 def _look_at_all(
@@ -438,27 +464,29 @@ def _doubts(
 
 def _twins(samples: Sequence[Sample], others: Sequence[Sample]) -> list[tuple[Sample, Sample]]:
     """Pairs of an image of `others` and one of `samples` that are equal byte for byte."""
-    # Only files of one length can be equal: most need not be read.
-    of_length: dict[int, list[Sample]] = defaultdict(list)
-    for sample in samples:
-        if sample.image is not None:
-            of_length[sample.image.stat().st_size].append(sample)
-    contents: dict[Path, bytes] = {}
+    # By less and less cheap marks, so that few files are read whole: pictures without compression
+    # have all the same length.
+    sides = [[(s, "") for s in samples], [(s, "") for s in others]]
+    for mark in (_length, _middle, _content):
+        sides = [[(s, f"{key}/{mark(s.image)}") for s, key in side if s.image] for side in sides]
+        both = {key for _, key in sides[0]} & {key for _, key in sides[1]}
+        sides = [[(s, key) for s, key in side if key in both] for side in sides]
+    first = {key: sample for sample, key in reversed(sides[0])}
+    return [(sample, first[key]) for sample, key in sides[1]]
 
-    def content(path: Path) -> bytes:
-        if path not in contents:
-            contents[path] = hashlib.blake2b(path.read_bytes(), digest_size=16).digest()
-        return contents[path]
 
-    found = []
-    for other in others:
-        if other.image is None:
-            continue
-        for sample in of_length[other.image.stat().st_size]:
-            if sample.image and content(sample.image) == content(other.image):
-                found.append((other, sample))
-                break
-    return found
+def _length(path: Path) -> int:
+    return path.stat().st_size
+
+
+def _middle(path: Path) -> str:
+    with path.open("rb") as file:
+        file.seek(path.stat().st_size // 2)
+        return file.read(4096).hex()
+
+
+def _content(path: Path) -> str:
+    return hashlib.blake2b(path.read_bytes(), digest_size=16).hexdigest()
 
 
 def _files(sample: Sample) -> tuple[Path, Mask]:

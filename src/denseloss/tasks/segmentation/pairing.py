@@ -1,6 +1,7 @@
 """Which image goes with which mask: found by what folders and files are called."""
 
 import itertools
+import re
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -10,10 +11,11 @@ from denseloss.data.class_names import ClassNames
 from denseloss.data.errors import DataError
 from denseloss.data.folders import Folder, Split, folders_below
 from denseloss.data.images import is_picture
-from denseloss.data.masks import Joined, mask_files
+from denseloss.data.masks import Joined, Layered, Mask, mask_files
 from denseloss.data.paths import is_channel, meaning, rank, stem_of
 from denseloss.data.samples import Findings, Sample
-from denseloss.tasks.segmentation.doubts import is_field_of_view
+from denseloss.tasks.segmentation.class_files import EDGES, names_of_classes, overlap
+from denseloss.tasks.segmentation.doubts import is_field_of_view, is_for_the_eye
 
 
 class NoMatchError(DataError):
@@ -71,6 +73,7 @@ class Kind:
 _DOUBTS = {
     "": "",
     "instance": "maps of instances",
+    "prediction": "a network's, by their name",
     "eye": "drawn for the eye",
     "view": "a camera's field of view, by its shape",
 }
@@ -241,6 +244,8 @@ def _by_key(side: str) -> dict[str, Path]:
 # ------------------------------------------------------------------------------------ pairing
 
 
+_SEPARATOR = re.compile(r"[_\-. ]")
+_MOST_ENDS = 30
 At = Mapping[tuple[str, ...], Sequence[Folder]]
 """Folders of masks by their key."""
 
@@ -256,13 +261,21 @@ def _with_masks(folder: Folder, masks: At) -> list[Found]:
     """Return the images of a folder with the masks of the folders that are its partners."""
     partners = _partners(folder, masks)
     files = [(file, partner) for partner in partners for file in partner.files]
-    return _matched(folder, list(folder.files), files)
+    images = [f for f in folder.files if not _is_for_the_eye_by_name(f)]
+    return _matched(folder, images or list(folder.files), files)
+
+
+def _is_for_the_eye_by_name(file: Path) -> bool:
+    """Whether a file beside images is none, such as x_superpixels."""
+    return meaning(stem_of(file.stem).affixes[-1].strip("*_- ")).doubt == "eye"
 
 
 def _partners(folder: Folder, masks: At) -> list[Folder]:
     near: Sequence[Folder] = masks.get(folder.key, ())
-    if not near:  # one side has its files in folders of towns or patients, the other has not
-        near = masks.get((), ()) if folder.key else [m for group in masks.values() for m in group]
+    if not near:  # one side has more folders than the other: of towns, patients or classes
+        own, start = folder.key, len(folder.key)
+        near = [m for key, group in masks.items() if key[:start] == own for m in group]
+        near = near or masks.get((), ())
     found = [m for m in near if m.split == folder.split] or [m for m in near if m.split is None]
     if folder.split is None:
         found = found or list(near)
@@ -291,7 +304,11 @@ def _matched(folder: Folder, images: list[Path], masks: list[tuple[Path, Folder]
     found = {image: Found(image, folder) for image in images}
     edges = _edges(images, masks)
     if len(edges) < min(len(images), len(masks)) / 2:
-        edges = _edges_without_what_all_share(images, masks) or edges
+        edges = (
+            _edges_without_what_all_share(images, masks)
+            or _edges_with_more_words(images, masks)
+            or edges
+        )
     of = dict(masks)
     dropped: set[Path] = set()
     for mask, (owners, affix) in edges.items():
@@ -359,7 +376,9 @@ def _edges_without_what_all_share(
 ) -> Edges:
     """Match what is left of the names without the beginning and end that all of a side share."""
     start, end = _shared([image.stem for image in images])
-    of = {image.stem[start : len(image.stem) - end].lower(): [image] for image in images}
+    of = {_number(image.stem[start : len(image.stem) - end].lower()): [image] for image in images}
+    if len(of) < len(images):
+        return {}
     alike: dict[tuple[str, str], list[Path]] = defaultdict(list)
     for mask, folder in masks:
         alike[folder.template, stem_of(mask.stem).affixes[-1]].append(mask)
@@ -368,11 +387,34 @@ def _edges_without_what_all_share(
         rests = {mask: stem_of(mask.stem).keys[-1] for mask in group}
         first, last = _shared(list(rests.values()))
         for mask, rest in rests.items():
-            key = rest[first : len(rest) - last]
+            key = _number(rest[first : len(rest) - last])
             if key in of:
                 around = f"{rest[:first]}*{rest[len(rest) - last :]}"
                 edges[mask] = of[key], affix.replace("*", around)
     return edges
+
+
+def _edges_with_more_words(images: Sequence[Path], masks: Sequence[tuple[Path, Folder]]) -> Edges:
+    """Match masks that begin or end with their image's name, such as 7_car and 7_road."""
+    of = {image.stem.lower(): image for image in images}
+    edges: Edges = {}
+    for mask, _ in masks:
+        stem = mask.stem.lower()
+        between = list(_SEPARATOR.finditer(stem))
+        starts = [(stem[: m.start()], "*", mask.stem[m.start() :]) for m in reversed(between)]
+        ends = [(stem[m.end() :], mask.stem[: m.end()], "*") for m in between]
+        for key, before, after in (*starts, *ends):
+            if image := of.get(key):
+                edges[mask] = [image], re.sub(r"\d+", "#", f"{before}{after}")
+                break
+    affixes = Counter(affix for _, affix in edges.values())
+    few = len(affixes) <= _MOST_ENDS and all(2 * n >= len(images) for n in affixes.values())
+    return edges if few and len(edges) > 0.9 * len(masks) else {}
+
+
+def _number(rest: str) -> str:
+    """A number without the zeros that it begins with: 1 and 0001 are one image."""
+    return str(int(rest)) if rest.isdecimal() else rest
 
 
 def _shared(stems: Sequence[str]) -> tuple[int, int]:
@@ -399,10 +441,11 @@ def _common(words: Sequence[str]) -> int:
 
 def _layout(root: Path, found: list[Found], findings: Findings, *, skip: bool) -> Layout:
     """Choose among the kinds of masks, and divide the samples by their splits."""
-    found = _of_one_kind_of_images(found)
+    layout = Layout(root, "")
+    found = _of_one_kind_of_images(found, layout)
+    label_of = _one_file_for_each_class(found, layout)
     kinds = Counter(kind for pair in found for kind in pair.masks)
     ranked = _ranked(kinds, found)
-    layout = Layout(root, "")
     here: dict[Folder, set[Kind]] = defaultdict(set)
     for pair in found:
         here[pair.folder].update(pair.masks)
@@ -411,7 +454,7 @@ def _layout(root: Path, found: list[Found], findings: Findings, *, skip: bool) -
     _say_which(layout, taken, ranked)
     labelled: dict[Split, list[Sample]] = defaultdict(list)
     bare: dict[Split, list[Found]] = defaultdict(list)
-    joined: list[int] = []
+    joined: list[Sequence[Path]] = []
     owners: dict[Path, Path] = {}
     for pair in found:
         kind = of[pair.folder]
@@ -419,22 +462,30 @@ def _layout(root: Path, found: list[Found], findings: Findings, *, skip: bool) -
         if not files:
             bare[pair.split].append(pair)
             continue
-        same = [f for f in files[1:] if f.stem.lower() == files[0].stem.lower()]
+        labels = tuple(label_of[file] for file in files if file in label_of)
+        twins = [f for f in files[1:] if f.stem.lower() == files[0].stem.lower()]
+        same = [] if labels else twins
         other = owners.setdefault(files[0], pair.image)
         if same or other != pair.image:
             twice = (files[0], same[0]) if same else (other, pair.image)
             text = f"{twice[0]}: {twice[1].name} has the same name; keep one of them"
             findings.problem(text, pair.image, other, *files)
-        if len(files) > 1:
-            joined.append(len(files))
-        mask = files[0] if len(files) == 1 else Joined(tuple(files))
+        if len(files) > 1 and not labels:
+            joined.append(files)
+        mask = _mask(tuple(files), labels)
         labelled[pair.split].append(Sample(pair.name, pair.image, mask))
     layout.splits = dict(labelled)
     if joined:
-        counts = f"{min(joined)}" if len(set(joined)) == 1 else f"{min(joined)} to {max(joined)}"
+        few, most = min(map(len, joined)), max(map(len, joined))
+        counts = f"{few}" if few == most else f"{few} to {most}"
         layout.notes.append(
             f"{len(joined)} images have {counts} mask files each: their union is the mask"
         )
+        if (share := overlap(joined)) is not None and share > 0.5:
+            layout.warnings.append(
+                f"the mask files of an image overlap by {100 * share:.0f} %: if they are those of "
+                "several annotators, and no objects, choose one with --images and --masks"
+            )
     if several := [pair.channels for pair in found if pair.channels > 1]:
         layout.warnings.append(
             f"{len(several)} images have {max(several)} channels in files of their own: only the "
@@ -449,19 +500,71 @@ def _layout(root: Path, found: list[Found], findings: Findings, *, skip: bool) -
     return layout
 
 
-def _of_one_kind_of_images(found: list[Found]) -> list[Found]:
+def _mask(files: tuple[Path, ...], labels: tuple[int, ...]) -> Mask:
+    if labels:
+        return Layered(files, labels)
+    return files[0] if len(files) == 1 else Joined(files)
+
+
+def _one_file_for_each_class(found: Sequence[Found], layout: Layout) -> dict[Path, int]:
+    """Make one kind of those that show a class each, and return the label of each file."""
+    for kinds in _sets_of_kinds(found):
+        rows = [[f for f in files if f is not None] for files in zip(*kinds.values(), strict=True)]
+        if 2 * sum(len(row) > 1 for row in rows) <= len(rows):
+            continue
+        names = names_of_classes(list(kinds))
+        share = overlap(rows) if names is not None else None
+        if names is None or share is None or share > EDGES:
+            continue
+        label_of = {
+            file: label
+            for label, files in enumerate(kinds.values(), start=1)
+            for file in files
+            if file is not None
+        }
+        whole = Kind(" + ".join(kind.removesuffix("*") for kind in kinds), "")
+        for pair in found:
+            own = [f for files in pair.masks.values() for f in files if f in label_of]
+            rest = {k: f for k, f in pair.masks.items() if not label_of.keys() & set(f)}
+            pair.masks = rest | ({whole: sorted(own, key=label_of.__getitem__)} if own else {})
+        layout.names.append(ClassNames(None, {0: "background", **dict(enumerate(names, 1))}))
+        layout.notes.append(f"each class has masks of its own: {', '.join(names)}")
+        return label_of
+    return {}
+
+
+def _sets_of_kinds(found: Sequence[Found]) -> Iterator[dict[str, list[Path | None]]]:
+    """Yield what may be the masks of several classes: for each the file of each image."""
+    kinds = {kind for pair in found for kind in pair.masks}
+    usual = sorted((k for k in kinds if not k.doubt and not rank(k.name)[0]), key=str)
+    pairs = [pair for pair in found if pair.masks]
+    if all(len(pair.masks.get(kind, ())) <= 1 for pair in pairs for kind in usual):
+        yield {k.name: [next(iter(p.masks.get(k, ())), None) for p in pairs] for k in usual}
+    for kind in usual:  # files of the same names in the folder of each image
+        of = [{file.stem: file for file in pair.masks.get(kind, ())} for pair in pairs]
+        counts = Counter(stem for files in of for stem in files)
+        if len(pairs) > 1 and all(2 * n >= len(pairs) for n in counts.values()):
+            yield {stem: [files.get(stem) for files in of] for stem in sorted(counts)}
+
+
+def _of_one_kind_of_images(found: list[Found], layout: Layout) -> list[Found]:
     """Leave out the images of folders whose masks belong to the images of a better folder."""
     claims: dict[Path, set[str]] = defaultdict(set)
     for pair in found:
         for files in pair.masks.values():
             for file in files:
-                claims[file].add(pair.folder.template)
+                claims[file].add(pair.folder.literal)
     contested = {template for names in claims.values() if len(names) > 1 for template in names}
     if not contested:
         return found
-    count = Counter(pair.folder.template for pair in found if pair.masks)
+    count = Counter(pair.folder.literal for pair in found if pair.masks)
     best = min(contested, key=lambda name: (-count[name], len(name), name))
-    return [pair for pair in found if pair.folder.template not in contested - {best}]
+    left = ", ".join(sorted(contested - {best}))
+    layout.warnings.append(
+        f"{best} and {left} have images for the same masks; {best} was taken: if that is wrong, "
+        "say --images and --masks"
+    )
+    return [pair for pair in found if pair.folder.literal not in contested - {best}]
 
 
 def _ranked(kinds: Counter[Kind], found: Sequence[Found]) -> list[Kind]:
@@ -475,9 +578,11 @@ def _ranked(kinds: Counter[Kind], found: Sequence[Found]) -> list[Kind]:
     checked = []
     for kind in list(kinds):
         files = [pair.masks[kind][0] for pair in found if kind in pair.masks]
-        view = not kind.doubt and is_field_of_view(files)
-        doubtful = replace(kind, doubt="view") if view else kind
-        if view:
+        doubt = kind.doubt or ("view" if is_field_of_view(files) else "")
+        if not doubt and len(kinds) > 1 and is_for_the_eye(files):
+            doubt = "eye"
+        doubtful = replace(kind, doubt=doubt)
+        if doubt != kind.doubt:
             kinds[doubtful] = kinds[kind]
             for pair in found:
                 if kind in pair.masks:
@@ -488,6 +593,11 @@ def _ranked(kinds: Counter[Kind], found: Sequence[Found]) -> list[Kind]:
 
 def _say_which(layout: Layout, taken: Sequence[Kind], ranked: Sequence[Kind]) -> None:
     for kind in taken:
+        if kind.doubt in ("eye", "prediction"):
+            layout.warnings.append(
+                f"{kind} is taken, and these masks are {_DOUBTS[kind.doubt]}: if there are others, "
+                "say --images and --masks"
+            )
         if kind.doubt == "view":
             layout.warnings.append(
                 f"{kind} shows the same large shape in every file, as a camera's field of view: if "

@@ -3,17 +3,22 @@
 import os
 import re
 from collections import Counter
-from dataclasses import replace
 from pathlib import Path
 
-from denseloss.data.annotations import Annotated, is_installed, read_annotations, read_formats
+from denseloss.data.annotations import (
+    Annotated,
+    is_installed,
+    read_annotations,
+    read_formats,
+    unread_format,
+)
 from denseloss.data.class_names import ClassNames, find_class_names
 from denseloss.data.errors import DataError
 from denseloss.data.files import read_text
-from denseloss.data.folders import Split
 from denseloss.data.images import SUFFIXES
 from denseloss.data.paths import meaning
 from denseloss.data.samples import Findings, Sample
+from denseloss.tasks.segmentation.lists import use_lists
 from denseloss.tasks.segmentation.pairing import (
     Layout,
     NoMatchError,
@@ -28,12 +33,15 @@ WAY_OUT = (
     "image and its mask share, such as --images 'img/*.jpg' --masks 'ann/*_seg.png'"
 )
 _VOC_NAME = re.compile(r"20(0[7-9]|1[0-2])_\d+$")
+_ARCHIVES = (".zip", ".tar", ".tgz", ".tar.gz", ".rar", ".7z")
+_TABLES = (".parquet", ".arrow", ".tfrecord", ".mdb")
 _ARRAYS = {
     **dict.fromkeys((".npy", ".npz"), "numpy arrays"),
     **dict.fromkeys((".nii", ".nrrd", ".mha", ".dcm"), "medical volumes (NIfTI, NRRD, DICOM)"),
     **dict.fromkeys((".h5", ".hdf5"), "HDF5 arrays"),
     ".mat": "Matlab's arrays",
-    ".jp2": "JPEG 2000",
+    **{".jp2": "JPEG 2000", ".svg": "SVG drawings", ".heic": "HEIC photographs"},
+    **dict.fromkeys((".dng", ".cr2", ".nef", ".arw"), "raw photographs"),
 }
 
 
@@ -91,12 +99,14 @@ def _looked_for(outer: Path, findings: Findings, *, skip: bool) -> Layout:
     others = read_formats(root) if layout is None or layout.doubtful else None
     if isinstance(others, Annotated):
         layout = _annotated(root, others)
+    if layout is None and (unread := unread_format(root)) is not None:
+        raise DataError(unread)
     if layout is None:
         raise unmatched or DataError(f"{_nothing_found(outer)}{f'; {others}' * bool(others)}")
     if root != outer:
         layout.notes.append(f"the data lies in {root}")
     orphans(root, layout, findings)
-    _use_lists(layout, findings)
+    use_lists(layout, findings)
     if all(s.image and s.image.parent.name == "JPEGImages" for s in layout.samples) and all(
         _VOC_NAME.match(s.name) for s in layout.samples
     ):
@@ -113,13 +123,19 @@ def _says_something(name: str) -> bool:
 def _annotated(root: Path, found: Annotated | None) -> Layout | None:
     if found is None:
         return None
-    outlined = [i for i in found.images if any(o.outline for o in i.truth.objects)]
-    if not outlined:
+    if not found.images:
+        raise DataError(f"{root}: no image is left ({found.kind}); repair the files named first")
+    objects = [each for image in found.images for each in image.truth.objects]
+    drawn = sum(each.outline is not None for each in objects)
+    if not drawn:
         raise DataError(
             f"{root}: holds boxes, not masks ({found.kind}); segmentation needs outlines or a mask "
             "for each image"
         )
     layout = Layout(root, found.kind, notes=list(found.notes), warnings=list(found.warnings))
+    if drawn < len(objects):
+        text = f"{len(objects) - drawn} of {len(objects)} objects have a box or a line and no area"
+        layout.warnings.append(f"{text}: they are not drawn")
     counts = Counter(image.name for image in found.images)
     for image in found.images:
         twice = counts[image.name] > 1
@@ -127,65 +143,8 @@ def _annotated(root: Path, found: Annotated | None) -> Layout | None:
         sample = Sample(name, image.image, image.truth)
         layout.splits.setdefault(image.split, []).append(sample)
     of = {0: "background", **dict(enumerate(found.names, start=1))}
-    file = found.images[0].truth.file
-    layout.names.append(ClassNames(file, of, void=(255,)))
+    layout.names.append(ClassNames(found.named, of, void=(255,)))
     return layout
-
-
-def _use_lists(layout: Layout, findings: Findings) -> None:
-    """Divide samples by the lists of ImageSets, or of other folders that hold lists."""
-    if set(layout.splits) != {None}:
-        return
-    root, samples = layout.root, layout.splits[None]
-    of = {key: sample for sample in samples for key in (sample.name, sample.name.split("/")[-1])}
-    for folder in (root / "ImageSets" / "Segmentation", root / "ImageSets", root / "splits", root):
-        splits: dict[Split, list[Sample]] = {}
-        for name in ("train", "val", "test", "trainval"):
-            file = folder / f"{name}.txt"
-            if not file.is_file() or (name == "trainval" and splits):
-                continue
-            listed = list(dict.fromkeys(_entries(read_text(file))))
-            there = [of[entry] for entry in listed if entry in of]
-            if name == "test" and not there:
-                layout.notes.append(f"test: {len(listed)} images without masks, left out")
-                continue
-            if folder.parent.name == "ImageSets" or 2 * len(there) > len(listed):
-                if gone := [entry for entry in listed if entry not in of]:
-                    masks = root / "SegmentationClass"
-                    where = masks if masks.is_dir() else root
-                    text = f"{file}: lists {gone[0]}, but {where} has no such file"
-                    more = f" (and {len(gone) - 1} more)" if len(gone) > 1 else ""
-                    findings.problem(f"{text}{more}; add it or remove the line")
-                if there:
-                    splits[None if name == "trainval" else name] = there
-        if splits:
-            _name_twins(layout, splits)
-            layout.splits = splits
-            return
-
-
-def _name_twins(layout: Layout, splits: dict[Split, list[Sample]]) -> None:
-    """Warn of samples that are listed in two splits, and give the later one another name."""
-    known: set[Sample] = set()
-    for split, group in splits.items():
-        for i, sample in enumerate(group):
-            if sample in known:
-                text = "is in two splits; keep it in one, or scores are too good"
-                layout.warnings.append(f"{sample.image}: {text}")
-                group[i] = replace(sample, name=f"{split}/{sample.name}")
-            known.add(sample)
-
-
-def _entries(text: str) -> list[str]:
-    """The names of a list: "name", "name 1", "name.jpg" or "JPEGImages/name.jpg mask.png"."""
-    found = []
-    for line in text.splitlines():
-        word = line.split()[0] if line.split() else ""
-        stem, dot, suffix = word.rpartition(".")
-        name = stem if f"{dot}{suffix}".lower() in SUFFIXES else word
-        if name:
-            found.append(name.split("/")[-1])
-    return found
 
 
 def _nothing_found(root: Path) -> str:
@@ -215,7 +174,14 @@ def _nothing_found(root: Path) -> str:
     if arrays and len(pictures) < 2:
         return (
             f"{root}: holds {' and '.join(sorted(arrays))}, which are not read (it holds {have}); "
-            "save each slice or array as PNG or TIFF, images and masks under the same names"
+            "save each picture, slice or array as PNG, images and masks under the same names"
+        )
+    if suffixes.intersection(_ARCHIVES) and not pictures:
+        return f"{root}: holds archives (it holds {have}); unpack them first"
+    if suffixes.intersection(_TABLES) and not pictures:
+        return (
+            f"{root}: holds tables of samples, which are not read (it holds {have}); give a data "
+            "set in Python (denseloss check my_data.py:make), or save images and masks as PNG"
         )
     beside = {meaning(p.name).role for p in root.parent.iterdir() if p.is_dir()}
     here = any(not where and suffix in SUFFIXES for where, suffix in counts)

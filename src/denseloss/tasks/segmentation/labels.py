@@ -1,6 +1,5 @@
 """What the values in masks mean: which are classes, which is void."""
 
-import itertools
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -16,6 +15,13 @@ from denseloss.data.errors import DataError
 from denseloss.data.images import Array
 from denseloss.data.masks import MaskFacts, total_counts
 from denseloss.data.samples import VOID, Findings
+from denseloss.tasks.segmentation.colours import (
+    check_palettes,
+    listed,
+    nearly_equal,
+    soft_edges,
+    spelt,
+)
 
 Mode = Literal["binary", "multiclass"]
 """One foreground, or exclusive classes."""
@@ -34,14 +40,9 @@ CITYSCAPES = {
 }
 _VOC_VOID_COLOUR = 0xE0E0C0
 _BACKGROUNDS = ("background", "bg", "unlabeled", "unlabelled", "nothing", "none")
-_ENDS = (b"\0\0\0", b"\xff\xff\xff")
 _MOST_COLOURS = 64
 _MOST_CLASSES = 254
 _UNKNOWN = 254
-# How far a colour may be from the straight line between two others that it is a mixture of.
-_NEAR = 8
-_EQUAL = 3
-_MOST_ENDS = 32
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -148,16 +149,7 @@ class Labels:
 
     def spell(self, value: int) -> str:
         """A raw value as people write it."""
-        return _spell(value, colour=self.colour)
-
-
-def _spell(value: int, *, colour: bool) -> str:
-    return f"#{value:06x}" if colour else str(value)
-
-
-def _listed(values: Sequence[int], *, colour: bool) -> str:
-    words = [_spell(v, colour=colour) for v in values]
-    return ", ".join(words if len(words) <= 8 else [*words[:6], "...", words[-1]])
+        return spelt(value, colour=self.colour)
 
 
 def as_colours(masks: list[MaskFacts]) -> list[MaskFacts]:
@@ -242,7 +234,7 @@ def decide_labels(
     warnings: list[str] = []
     if alpha:
         notes.append("the masks are all of one colour: they are read from their alpha channel")
-    _check_palettes(masks, said, warnings)
+    check_palettes(masks, warnings, sure=count is not None)
 
     def labels(values: Sequence[int], found: Mode, threshold: int | None = None) -> Labels:
         chosen, names = mode or found, said.names
@@ -274,8 +266,8 @@ def decide_labels(
         if count is None and (numbered := _instances(masks)) is not None:
             warnings.append(numbered)
             return labels((0, 1), "binary", threshold=1)
-    if count is None and mode is None and (mixed := _mixed(masks, totals, colour=colour)):
-        raise DataError(mixed)
+    if count is None and mode is None and (soft := soft_edges(masks, totals, colour=colour)):
+        raise DataError(soft)
     lossy = [m for m in masks if m.lossy]
     if not colour and ignore is None and count in (None, 2) and mode != "multiclass":
         blurred = _blurred_binary(totals, lossy=bool(lossy))
@@ -300,7 +292,7 @@ def decide_labels(
             "or a map of instances? Save masks as PNG with one value for each class"
         )
 
-    if colour and (near := _nearly_equal(totals)) is not None:
+    if colour and (near := nearly_equal(totals)) is not None:
         warnings.append(near)
     kept = masks
     if ignore is None and count is None and mode is None and not colour:
@@ -311,7 +303,7 @@ def decide_labels(
     elif ignore is None:
         ignore = _void_value(sorted(totals), said, colour=colour)
         if ignore is not None and not (count is None and voc):
-            value = _spell(ignore, colour=colour)
+            value = spelt(ignore, colour=colour)
             notes.append(f"value {value} beside other labels is taken as void")
 
     present = sorted(v for v in totals if v != ignore)
@@ -326,7 +318,7 @@ def decide_labels(
     if len(present) == 1:
         raise DataError(
             f"{masks[0].path}: all {len(masks)} masks hold only the value "
-            f"{_spell(present[0], colour=colour)}; there is nothing to learn, "
+            f"{spelt(present[0], colour=colour)}; there is nothing to learn, "
             "paint the foreground or say --classes"
         )
     if mode == "binary" and len(present) > 2:
@@ -347,7 +339,7 @@ def decide_labels(
         return labels(present, "binary")
     if present != list(range(len(present))):
         notes.append(
-            f"{'colours' if colour else 'values'} {_listed(present, colour=colour)} become classes "
+            f"{'colours' if colour else 'values'} {listed(present, colour=colour)} become classes "
             f"0 to {len(present) - 1}"
         )
         if ignore is None and present[-1] == 255:
@@ -355,47 +347,11 @@ def decide_labels(
     return labels(present, "multiclass")
 
 
-def _check_palettes(masks: Sequence[MaskFacts], said: Said, warnings: list[str]) -> None:
-    """Refuse palettes that have the same colours at other entries: no entry is one class there.
-
-    Raises:
-        DataError: With two masks that contradict each other.
-    """
-    palettes = {m.palette: m for m in masks if m.palette is not None}
-    colours: dict[int, bytes] = {}
-    entries: dict[bytes, tuple[int, Path]] = {}
-    differ, swapped = False, ""
-    for mask in masks:
-        for value in mask.counts if mask.palette is not None else ():
-            colour = (mask.palette or b"")[3 * value : 3 * value + 3]
-            differ |= colours.setdefault(value, colour) != colour
-            entry, other = entries.setdefault(colour, (value, mask.path))
-            if entry != value and other != mask.path and not swapped:
-                swapped = (
-                    f"{mask.path}: the colour #{colour.hex()} is palette entry {value}, and entry "
-                    f"{entry} in {other.name}; labels are the entries: save all masks with one "
-                    "palette, or say --classes if the entries are right"
-                )
-    if differ and swapped and said.classes is None:
-        raise DataError(swapped)
-    if differ:
-        warnings.append(
-            f"the masks have {len(palettes)} different palettes; labels are the palette entries, "
-            "so make sure that one entry means one class in every file"
-        )
-    black, white = (next((v for v, c in colours.items() if c == end), None) for end in _ENDS)
-    if len(colours) == 2 and black is not None and white is not None and white < black:
-        warnings.append(
-            f"palette entry {white} is white and {black} is black: {black} is taken as foreground; "
-            "if white is what you want to find, save the masks without a palette"
-        )
-
-
 def _default_name(index: int, value: int, *, colour: bool) -> str:
     if value == 0:
         return "background"
     if colour:
-        return _spell(value, colour=True)
+        return spelt(value, colour=True)
     return f"class {index}" if index == value else f"value {value}"
 
 
@@ -417,75 +373,6 @@ def _blurred_binary(totals: dict[int, int], *, lossy: bool) -> str | None:
         f"{100 * grey / pixels:.2g} % of the pixels, as JPEG or smooth resizing leaves them); "
         "128 and above is taken as foreground: saving masks as PNG with 0 and 255 is better"
     )
-
-
-def _mixed(masks: Sequence[MaskFacts], totals: dict[int, int], *, colour: bool) -> str | None:
-    """What is wrong if most values are mixtures of a few frequent ones, as at soft edges."""
-    order = sorted(totals, key=lambda value: -totals[value])
-    # Labels that count up lie between others by their nature; none of them are just below 255.
-    if not colour and (max(order) < 215 or sum(200 <= value < 255 for value in order) < 3):
-        return None
-    points = _points(order, colour=colour)
-    ends = [points[0]]
-    mixtures = []
-    for value, point in zip(order[1:], points[1:], strict=True):
-        if _lies_between(point, np.array(ends)):
-            mixtures.append(value)
-        else:
-            ends.append(point)
-        if len(ends) > _MOST_ENDS:
-            return None
-    share = sum(totals[value] for value in mixtures) / sum(totals.values())
-    if len(mixtures) < max(8, 2 * len(ends)) or share > 0.25:
-        return None
-    often = sorted(set(order) - set(mixtures))
-    # Black and white with soft edges is read, by a threshold: a grey between is a class only where
-    # it stands out.
-    usual = totals[mixtures[len(mixtures) // 2]]
-    if not colour and (len(often) < 3 or any(totals[value] < 10 * usual for value in often)):
-        return None
-    worst = max(masks, key=lambda m: len(m.counts))
-    shown = _listed(often, colour=colour)
-    return (
-        f"{worst.path}: {len(ends)} {'colours' if colour else 'values'} ({shown}) fill "
-        f"{100 * (1 - share):.0f} % of the masks, and {len(mixtures)} more lie between them, as "
-        "smooth resizing, soft brushes and JPEG leave them at edges; save the masks again as PNG "
-        f"without smoothing, or say --classes {len(order)} if all are classes"
-    )
-
-
-def _lies_between(point: NDArray[np.float64], ends: NDArray[np.float64]) -> bool:
-    """Whether a colour is nearly on the straight line between two others."""
-    start, end = (ends[i] for i in np.triu_indices(len(ends), 1))
-    along = end - start
-    share = ((point - start) * along).sum(-1) / (along * along).sum(-1)
-    nearest = start + np.clip(share, 0, 1)[:, None] * along
-    near_one = np.abs(ends - point).max(-1).min() <= _NEAR / 2
-    return bool(near_one or (np.abs(nearest - point).max(-1) <= _NEAR).any())
-
-
-def _nearly_equal(totals: dict[int, int]) -> str | None:
-    """The warning if rare colours are nearly those of frequent ones."""
-    order = sorted(totals, key=lambda value: -totals[value])
-    points = _points(order, colour=True)
-    for i, rare in enumerate(order):
-        near = np.abs(points[:i] - points[i]).max(-1, initial=0) <= _EQUAL
-        like = next(
-            (v for v in itertools.compress(order, near) if totals[v] > 50 * totals[rare]), None
-        )
-        if like is not None:
-            return (
-                f"colour #{rare:06x} is rare and nearly #{like:06x}, and it is taken as a class of "
-                "its own; if it is none, repair the masks"
-            )
-    return None
-
-
-def _points(values: Sequence[int], *, colour: bool) -> NDArray[np.float64]:
-    whole = np.asarray(values)
-    if not colour:
-        return whole[:, None].astype(np.float64)
-    return np.stack([whole >> 16, whole >> 8 & 255, whole & 255], axis=1).astype(np.float64)
 
 
 def _void_value(values: list[int], said: Said, *, colour: bool) -> int | None:
@@ -538,7 +425,7 @@ def _known(
         if names.colour == colour:
             warnings.append(
                 f"{names.file.name if names.file else 'a file'} names {len(names.of)} classes that "
-                f"do not fit the values of the masks ({_listed(sorted(totals), colour=colour)}); "
+                f"do not fit the values of the masks ({listed(sorted(totals), colour=colour)}); "
                 "it is not used"
             )
     return None
@@ -572,7 +459,7 @@ def _by_names(
     hidden = sorted(void.intersection(values))
     notes = [f"the classes are named by {names.file.name}"] if names.file else []
     if hidden:
-        notes.append(f"value {_listed(hidden, colour=colour)} is void")
+        notes.append(f"value {listed(hidden, colour=colour)} is void")
     return Labels(
         mode="binary" if len(of) == 2 else "multiclass",
         names=tuple(of.values()),
@@ -656,7 +543,7 @@ def _given_classes(
     if masks[0].colour:
         raise DataError(
             f"{masks[0].path}: the masks have {len(present)} colours "
-            f"({_listed(present, colour=True)}), --classes says {count}; "
+            f"({listed(present, colour=True)}), --classes says {count}; "
             "leave --classes out or repair the masks"
         )
     for mask in masks:

@@ -357,6 +357,14 @@ def test_a_table_with_a_class_called_train(tmp_path: Path) -> None:
     assert sum(map(len, numbers(open_data(tmp_path)).values())) == 6
 
 
+@pytest.mark.parametrize("content", ["[" * 100_000, '["train"]', '{"train": 3}', "x" * 200_000, ""])
+@pytest.mark.parametrize("name", ["splits.json", "folds.csv", "train.txt"])
+def test_lists_that_are_something_else(tmp_path: Path, name: str, content: str) -> None:
+    listed(tmp_path)
+    (tmp_path / name).write_text(content)
+    assert sum(map(len, numbers(open_data(tmp_path)).values())) == 6
+
+
 def test_splits_in_json(tmp_path: Path) -> None:
     listed(tmp_path)
     of = {"train": TRAIN, "validation": VAL}

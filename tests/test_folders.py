@@ -649,3 +649,12 @@ def test_other_files_that_are_not_read_are_named(tmp_path: Path, file: str, word
     (tmp_path / file).write_bytes(b"x")
     with pytest.raises(DataError, match=words):
         open_data(tmp_path)
+
+
+def test_masks_without_images(tmp_path: Path) -> None:
+    for i in range(3):
+        mask(tmp_path / "SegmentationClass" / f"{i}.png", i)
+        mask(tmp_path / "SegmentationObject" / f"{i}.png", i)
+    words = rf"SegmentationClass: holds masks \(0\.png, .*\), and {tmp_path} has no images; put"
+    with pytest.raises(DataError, match=words):
+        open_data(tmp_path)

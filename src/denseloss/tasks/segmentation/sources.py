@@ -96,11 +96,11 @@ def _looked_for(outer: Path, findings: Findings, *, skip: bool) -> Layout:
     if layout is None or layout.doubtful:
         layout = _annotated(root, read_annotations(root, findings)) or layout
     layout = layout or by_names_alone(root, findings, skip=skip)
-    if layout is None and (unread := unread_format(root)) is not None:
-        raise DataError(unread)
     others = read_formats(root) if layout is None or layout.doubtful else None
     if isinstance(others, Annotated):
         layout = _annotated(root, others)
+    if layout is None and (unread := unread_format(root)) is not None:
+        raise DataError(unread)
     if layout is None:
         raise unmatched or DataError(f"{_nothing_found(outer)}{f'; {others}' * bool(others)}")
     if root != outer:

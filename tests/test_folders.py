@@ -655,6 +655,6 @@ def test_masks_without_images(tmp_path: Path) -> None:
     for i in range(3):
         mask(tmp_path / "SegmentationClass" / f"{i}.png", i)
         mask(tmp_path / "SegmentationObject" / f"{i}.png", i)
-    words = rf"SegmentationClass: holds masks \(0\.png, .*\), and {tmp_path} has no images; put"
+    words = rf"SegmentationClass: holds masks \(0\.png, .*\), {tmp_path} has no images; put"
     with pytest.raises(DataError, match=words):
         open_data(tmp_path)

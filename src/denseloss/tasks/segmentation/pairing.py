@@ -130,8 +130,8 @@ def find_pairs(root: Path, findings: Findings, *, skip: bool) -> Layout | None:
     if not found:
         if masks and not images:
             raise NoMatchError(
-                f"{masks[0].path}: holds masks ({_some(masks[0].files)}), {root} has no images; put "
-                "them beside, in a folder called images, under the names of their masks"
+                f"{masks[0].path}: holds masks ({_some(masks[0].files)}), {root} has no images; "
+                "put them beside, in a folder called images, under the names of their masks"
             )
         if not (of["image"] and masks):
             return None

@@ -155,6 +155,14 @@ def test_names_of_files_from_elsewhere(tmp_path: Path, form: str) -> None:
     assert "1 images that no json names, left out" in data.notes
 
 
+def test_two_files_for_the_same_images(tmp_path: Path) -> None:
+    coco(tmp_path)
+    file = tmp_path / "annotations" / "instances_val2017.json"
+    write(tmp_path / "annotations" / "instances_val2017_more.json", json.loads(file.read_text()))
+    first, *_ = check_data(tmp_path).problems
+    assert "val2017_more.json: 2 images are there twice (such as 0002.png), with objects" in first
+
+
 def test_labelme_in_a_folder_of_its_own(tmp_path: Path) -> None:
     labelme(tmp_path / "json")
     (tmp_path / "photos").mkdir()

@@ -357,6 +357,14 @@ def test_a_table_with_a_class_called_train(tmp_path: Path) -> None:
     assert sum(map(len, numbers(open_data(tmp_path)).values())) == 6
 
 
+@pytest.mark.parametrize("content", ["[" * 100_000, '["train"]', '{"train": 3}', "x" * 200_000, ""])
+@pytest.mark.parametrize("name", ["splits.json", "folds.csv", "train.txt"])
+def test_lists_that_are_something_else(tmp_path: Path, name: str, content: str) -> None:
+    listed(tmp_path)
+    (tmp_path / name).write_text(content)
+    assert sum(map(len, numbers(open_data(tmp_path)).values())) == 6
+
+
 def test_splits_in_json(tmp_path: Path) -> None:
     listed(tmp_path)
     of = {"train": TRAIN, "validation": VAL}
@@ -639,5 +647,14 @@ def test_zeros_that_numbers_begin_with(tmp_path: Path) -> None:
 def test_other_files_that_are_not_read_are_named(tmp_path: Path, file: str, words: str) -> None:
     (tmp_path / file).parent.mkdir(exist_ok=True)
     (tmp_path / file).write_bytes(b"x")
+    with pytest.raises(DataError, match=words):
+        open_data(tmp_path)
+
+
+def test_masks_without_images(tmp_path: Path) -> None:
+    for i in range(3):
+        mask(tmp_path / "SegmentationClass" / f"{i}.png", i)
+        mask(tmp_path / "SegmentationObject" / f"{i}.png", i)
+    words = rf"SegmentationClass: holds masks \(0\.png, .*\), {tmp_path} has no images; put"
     with pytest.raises(DataError, match=words):
         open_data(tmp_path)

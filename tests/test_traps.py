@@ -296,7 +296,12 @@ BOMB = "a: &a [x, x]\n" + "".join(
 )
 BOMBS = [f"{BOMB}names: *i\n", f"{BOMB}names: [{{name: *i}}]\n", f"{BOMB}names: {{0: *i, 1: a}}\n"]
 ODD = ["", "{", "[1, 2]", "\0\0", '{"labels": 3}', "a: [b", DEEP, *BOMBS]
-ODD += ["0 a\n99999999999999999999 b\n", '{"names": [null, [1]]}', "x\n" * 20_000]
+ODD += [
+    f"name,r,g,b\n{'x' * 200_000},1,2,3\n",
+    "0 a\n99999999999999999999 b\n",
+    '{"names": [null, [1]]}',
+    "x\n" * 20_000,
+]
 
 
 @pytest.mark.parametrize("content", ODD, ids=range(len(ODD)))

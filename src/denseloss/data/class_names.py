@@ -30,10 +30,10 @@ _FILES = (
 )
 _SOMETHING_ELSE = (
     *(OSError, ValueError, TypeError, LookupError, AttributeError, StopIteration),
-    *(RecursionError, yaml.YAMLError),
+    *(RecursionError, yaml.YAMLError, csv.Error),
 )
 _IGNORED = ("__ignore__", "_ignore_", "ignore", "void")
-_MOST, _FARTHEST = 10_000, 1 << 31
+_MOST, _LONGEST, _FARTHEST, _LARGEST = 10_000, 100, 1 << 31, 10 << 20
 _NAME = re.compile(r"[^\W\d][\w .\-]*")
 _COLOUR = re.compile(r"^#?([0-9a-fA-F]{6})$")
 
@@ -61,7 +61,7 @@ def find_class_names(folders: Iterable[Path]) -> Iterator[ClassNames]:
     """Yield the names of classes that lie in folders, one for each file that is understood."""
     for folder in dict.fromkeys(folders):
         for name in _FILES:
-            if (folder / name).is_file():
+            if (folder / name).is_file() and (folder / name).stat().st_size < _LARGEST:
                 try:
                     found = _read(folder / name)
                 except _SOMETHING_ELSE:
@@ -158,12 +158,16 @@ def _from_list(file: Path, names: Sequence[str]) -> ClassNames | None:
 
 
 def _by_value(file: Path, of: Mapping[int, str], *, exact: bool = True) -> ClassNames | None:
-    if len(of) > _MOST or not all(isinstance(name, str) for name in of.values()):
+    if len(of) > _MOST or not all(_is_short(name) for name in of.values()):
         return None
     if not all(-_FARTHEST < value < _FARTHEST for value in of):
         return None
     void = tuple(value for value, name in of.items() if name.lower() in _IGNORED)
     return ClassNames(file, of, void=void, exact=exact)
+
+
+def _is_short(name: Any) -> bool:
+    return isinstance(name, str) and 0 < len(name.strip()) <= _LONGEST
 
 
 def _by_colour(file: Path, found: Sequence[tuple[str, int]]) -> ClassNames | None:

@@ -51,6 +51,7 @@ def read_coco(root: Path, folders: Sequence[Folder], findings: Findings) -> Anno
     images: list[AnnotatedImage] = []
     missing: list[str] = []
     known: set[tuple[str | None, Path]] = set()
+    twice: dict[Path, dict[str, Path]] = {}
     for file, table in tables.items():
         parts = (*file.relative_to(root).parts[:-1], file.stem)
         split = next((m.split for m in map(meaning, parts) if m.split), None)
@@ -61,8 +62,7 @@ def read_coco(root: Path, folders: Sequence[Folder], findings: Findings) -> Anno
                 missing.append(str(entry["file_name"]))
                 continue
             if (split, image) in known:
-                text = "is there twice, with objects of its own each time; keep one entry"
-                findings.problem(f"{file}: {said} {text}", image)
+                twice.setdefault(file, {})[said] = image
                 continue
             known.add((split, image))
             try:
@@ -80,6 +80,14 @@ def read_coco(root: Path, folders: Sequence[Folder], findings: Findings) -> Anno
             truth = Outlined(file, size, largest_first(objects), image=said)
             name = image.relative_to(root).with_suffix("").as_posix()
             images.append(AnnotatedImage(name, image, split, truth))
+    for file, again in twice.items():
+        one = next(iter(again))
+        text = (
+            f"{one} is there twice" if len(again) == 1 else f"{len(again)} images are there twice"
+        )
+        which = "" if len(again) == 1 else f" (such as {one})"
+        text += f"{which}, with objects of its own each time; keep one entry for an image"
+        findings.problem(f"{file}: {text}", *again.values())
     if missing:
         shown = ", ".join([*missing[:3], *["..."] * (len(missing) > 3)])
         text = f"{len(missing)} of the images that it names are not there ({shown}); add them"

@@ -19,6 +19,7 @@ _FOLDERS = (
 )
 _SUFFIXES = (".txt", ".lst", ".csv")
 _MORE_WORDS = ("", "list", "lists", "names", "split", "set")
+_LARGEST = 50 << 20
 _SPLIT_OF = {word: split for split, words in SPLITS.items() for word in words}
 
 Known = Mapping[str, Sample | None]
@@ -59,6 +60,15 @@ def _endings(samples: Sequence[Sample], root: Path) -> Known:
     return found
 
 
+def _files(folder: Path) -> list[Path]:
+    """The files in a folder that may be lists: no pictures, and none of gigabytes."""
+    if not folder.is_dir():
+        return []
+    ends = (*_SUFFIXES, ".json")
+    found = sorted(file for file in folder.iterdir() if file.name.lower().endswith(ends))
+    return [file for file in found if file.is_file() and file.stat().st_size < _LARGEST]
+
+
 def _sample(entry: str, known: Known) -> Sample | None:
     """The sample that an entry of a list names: "name", "name.jpg", a path on any machine."""
     parts = entry.strip().strip("\"'").replace("\\", "/").split("/")
@@ -89,8 +99,8 @@ def _of_files(
 ) -> tuple[dict[Split, list[Sample]], list[Path]]:
     """The splits by a file for each."""
     files: dict[Split, Path] = {}
-    for file in sorted(folder.iterdir()) if folder.is_dir() else ():
-        if file.suffix.lower() in _SUFFIXES and file.is_file():
+    for file in _files(folder):
+        if file.suffix.lower() in _SUFFIXES:
             said = meaning(file.stem)
             if file.stem.lower() == "trainval":
                 files.setdefault(None, file)
@@ -126,10 +136,10 @@ def _of_files(
 
 def _of_tables(folder: Path, known: Known) -> tuple[dict[Split, list[Sample]], list[Path]]:
     """The splits by one file: a table with a column for them, or json with a list for each."""
-    for file in sorted(folder.iterdir()) if folder.is_dir() else ():
+    for file in _files(folder):
         suffix, rows = file.suffix.lower(), 0
         splits: dict[Split, list[Sample]] = {}
-        if suffix == ".csv" and file.is_file():
+        if suffix == ".csv":
             pairs = _rows(file)
         elif suffix == ".json" and "split" in file.stem.lower():
             pairs = _lists(file)

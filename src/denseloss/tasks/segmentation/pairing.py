@@ -128,6 +128,11 @@ def find_pairs(root: Path, findings: Findings, *, skip: bool) -> Layout | None:
     if not any(pair.masks for pair in found):
         found = [pair for folder in folders for pair in _side_by_side(folder) or ()]
     if not found:
+        if masks and not images:
+            raise NoMatchError(
+                f"{masks[0].path}: holds masks ({_some(masks[0].files)}), {root} has no images; "
+                "put them beside, in a folder called images, under the names of their masks"
+            )
         if not (of["image"] and masks):
             return None
         raise NoMatchError(

@@ -164,7 +164,7 @@ def test_a_package_of_ones_own_is_found_in_the_current_folder(
         del sys.modules[name]
 
 
-@pytest.mark.parametrize("engine", ["local", "ray"])
+@pytest.mark.parametrize("engine", ["local", pytest.param("ray", marks=pytest.mark.slow)])
 def test_a_network_of_ones_own_is_compared(
     models: Path, engine: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:

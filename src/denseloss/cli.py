@@ -74,7 +74,7 @@ def train(settings: Any) -> int:
     with _errors_told():
         result = run(settings, console=console)
     if is_first_process():
-        _report(result, settings.data, console)
+        _report(result, settings, console)
     return 0
 
 
@@ -627,9 +627,11 @@ def _say_answer(result: "CompareResult", console: "Console") -> None:
     _say(console, f"report: {result.report}")
 
 
-def _report(result: "TrainResult", data: str, console: "Console") -> None:
+def _report(result: "TrainResult", settings: Any, console: "Console") -> None:
     """Print the scores of the best epoch, the files and what to do next."""
     from rich.table import Table
+
+    from denseloss.train.settings import given
 
     summary = result.summary
     best, name = summary["best"], summary["score"]["name"]
@@ -665,10 +667,8 @@ def _report(result: "TrainResult", data: str, console: "Console") -> None:
             _say(console, f"  {file:<21} {what}")
     if summary["task"] == "segmentation":
         other = "focal" if summary["loss"] != "focal" else "dice"
-        _say(
-            console,
-            f"next: the same with another loss: denseloss train {shlex.quote(data)} --loss {other}",
-        )
+        words = shlex.join([settings.data, *given(settings.options), "--loss", other])
+        _say(console, f"next: the same with another loss: denseloss train {words}")
 
 
 if __name__ == "__main__":

@@ -127,6 +127,20 @@ def test_recommendation_of_the_worked_example() -> None:
     assert found.regret == pytest.approx((0.0020, 0.0039, 0.0448, 0.1702), abs=2e-4)
 
 
+def test_a_loss_that_another_than_the_recommended_one_rules_out_says_which() -> None:
+    rng = np.random.default_rng(8)
+    shared = rng.normal(0.7, 0.1, 40)
+    steady = shared + 0.001 * rng.normal(size=(5, 40))
+    made = {
+        "wild": shared + 0.02 + 0.03 * rng.normal(size=(5, 1)),
+        "steady": steady,
+        "behind": steady - 0.02,
+    }
+    _, found = answer(networks(**made), question(planned=3, seeds=5))
+    assert found["wild"].standing == "recommended"
+    assert found["behind"].words.endswith("; `steady` is clearly better")
+
+
 def test_a_wider_effect_makes_a_loss_that_may_be_best_not_better() -> None:
     found = standings(EXAMPLE, recommended="A", effect=0.04, alpha=0.05, count=4)
     assert found["C"].standing == "not better"

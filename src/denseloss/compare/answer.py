@@ -213,7 +213,9 @@ def _of_loss(
         return f"{loss} cannot be compared in {metric.name}: it is undefined"
     if place.standing == "ruled out":
         least = f", worse by at least {_size(place.worse_by, metric)}" if place.worse_by > 0 else ""
-        return f"{loss} is ruled out: {told}{least}"
+        # Its interval with the recommended one may well hold 0.
+        by = f"; `{place.behind}` is clearly better" if place.behind != taken.loss else ""
+        return f"{loss} is ruled out: {told}{least}{by}"
     if place.standing == "not better":
         return f"{loss} may be the best, but not by more than {effect} ({told})"
     if place.less.seeds == 1:

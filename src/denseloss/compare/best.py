@@ -43,6 +43,7 @@ class Place:
         loss: Its name.
         standing: In one word or two.
         worse_by: It is worse than some other by at least this; 0 where that was not shown.
+        behind: The loss that it is most surely behind; empty where it is alone.
         upper: It is better than the best of the others by at most this (Hsu).
         lower: It is behind the best of the others by at most this, written as a negative number.
         less: Its score less that of the recommended one.
@@ -51,6 +52,7 @@ class Place:
     loss: str
     standing: Standing
     worse_by: float
+    behind: str
     upper: float
     lower: float
     less: Components
@@ -211,6 +213,7 @@ def standings(
             loss=one,
             standing=standing,
             worse_by=max(0.0, worse),
+            behind=max(others, key=lambda other: _lower(between[other, one], tail), default=""),
             upper=max(0.0, upper),
             lower=min(0.0, min(behind, default=0.0)),
             less=less,

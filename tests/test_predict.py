@@ -318,6 +318,24 @@ def test_an_unfinished_run_predicts_and_is_called_so(
     assert "best.ckpt: is missing" in refused(capsys, run, root, "--out", tmp_path / "o2")
 
 
+def test_changed_bytes_among_the_weights_are_noticed(
+    blobs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    root, run = images_in(tmp_path / "scans"), tmp_path / "run"
+    shutil.copytree(blobs, run)
+    content = bytearray((run / "best.ckpt").read_bytes())
+    middle = len(content) // 2
+    content[middle : middle + 40] = bytes(40)
+    (run / "best.ckpt").write_bytes(content)
+    complaint = refused(capsys, run, root, "--out", tmp_path / "o")
+    assert "best.ckpt" in complaint
+    assert "wrong checksum" in complaint
+    (run / "config.toml").write_text(
+        (run / "config.toml").read_text().replace("steps = ", "stops = ")
+    )
+    assert "'steps' is missing" in refused(capsys, run, root, "--out", tmp_path / "o")
+
+
 def test_what_cannot_be_predicted_is_one_line(
     blobs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

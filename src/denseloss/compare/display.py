@@ -15,6 +15,7 @@ from rich.text import Text
 from denseloss.compare.plan import Trial
 from denseloss.compare.trials import Failed, Progress, TrialFolder
 from denseloss.report.numbers import duration
+from denseloss.train.lines import say_line
 
 _REDRAW_SECONDS = 1.0
 _WIDTH = 30
@@ -71,7 +72,7 @@ class Display:
             score = self.progress.scores[trial]
             line += f"val {self.score_name} {score:.4f}  {duration(seconds)}"
             line += f"  about {duration(left)} left" if left and done < total else ""
-        self.console.print(line, highlight=False, markup=False, emoji=False, soft_wrap=True)
+        say_line(self.console, line)
 
     def tick(self) -> None:
         """Redraw the table, now and then."""

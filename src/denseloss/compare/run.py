@@ -42,6 +42,7 @@ from denseloss.report.numbers import duration
 from denseloss.tasks import Candidate, Data, Split, Task, asked
 from denseloss.train.errors import InterruptedRunError
 from denseloss.train.folder import FORMAT, to_toml
+from denseloss.train.lines import say_line
 from denseloss.train.own_code import keep, look_at, record
 from denseloss.train.plan import TrainPlan, accelerator_here, default_size, options_of
 from denseloss.train.plan import plan_of as train_plan_of
@@ -175,7 +176,7 @@ def _absolute(data: str) -> str:
 
 def _speaker(console: Console) -> Callable[[str], None]:
     def say(line: str) -> None:
-        console.print(line, highlight=False, markup=False, emoji=False, soft_wrap=True)
+        say_line(console, line)
 
     return say
 

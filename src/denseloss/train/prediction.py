@@ -3,6 +3,7 @@
 All that is needed lies in the run's folder; the data that it was trained on is not.
 """
 
+import functools
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,8 +17,10 @@ from denseloss.data.errors import DataError, InputError
 from denseloss.data.files import UNREADABLE
 from denseloss.data.images import is_picture
 from denseloss.tasks import Predictor, named
+from denseloss.train.checkpoint import load_checkpoint
 from denseloss.train.folder import RunFolder
-from denseloss.train.plan import TrainPlan, accelerator_here, read_options
+from denseloss.train.lines import say_line
+from denseloss.train.plan import accelerator_here, plan_in, read_options
 from denseloss.train.precision import AUTOCAST
 
 
@@ -42,13 +45,13 @@ def load(run: str | Path, *, device: torch.device | str = "cpu") -> Predictor:
     folder = RunFolder(path)
     try:
         config = folder.config()
-        plan = TrainPlan.from_table(config["settings"])
+        plan = plan_in(config, folder.config_file)
         with torch.random.fork_rng(devices=[]):
             predictor = named(plan.task).predictor(
                 plan.model, read_options(plan), config["data"], config["outputs"]
             )
-        best = torch.load(folder.best_file, map_location="cpu", weights_only=True)
-        predictor.network.load_state_dict(_of_the_network(best["state_dict"]))
+        weights = load_checkpoint(folder.best_file)["state_dict"]
+        predictor.network.load_state_dict(_of_the_network(weights))
     except InputError:
         raise
     except FileNotFoundError as error:
@@ -134,9 +137,7 @@ def predict(
     }
     _refuse_lost_files(writes, out, overwrite=overwrite)
 
-    def say(line: str) -> None:
-        console.print(line, highlight=False, markup=False, soft_wrap=True)
-
+    say = functools.partial(say_line, console)
     if not RunFolder(Path(run)).summary_file.exists():
         say("note: this run is not finished; its best validation so far predicts")
     problems: list[str] = []

@@ -20,6 +20,7 @@ from rich.progress import (
 
 from denseloss.tasks import Data, Metric
 from denseloss.train.folder import RunFolder
+from denseloss.train.lines import say_line
 from denseloss.train.module import TrainingModule
 
 Row = dict[str, float | int]
@@ -188,7 +189,7 @@ class Records(Callback):
         return self._seconds_before + time.monotonic() - self._started
 
     def _say(self, line: str) -> None:
-        self.console.print(line, highlight=False, markup=False, emoji=False, soft_wrap=True)
+        say_line(self.console, line)
 
     def _close(self) -> None:
         if self._bar is not None:

@@ -38,6 +38,7 @@ from denseloss.train.checkpoint import WholeCheckpoints, load_checkpoint, misfit
 from denseloss.train.curves import draw_curves
 from denseloss.train.errors import InterruptedRunError
 from denseloss.train.folder import FORMAT, RunFolder, bound, difference, to_toml
+from denseloss.train.lines import say_line
 from denseloss.train.loading import Batches, Loading
 from denseloss.train.module import TrainingModule
 from denseloss.train.own_code import as_trained, changed, keep, look_at, record
@@ -164,7 +165,7 @@ def run(
             *plan_lines(plan, task, data, module.model, module.criterion, notes=notes),
             f"out: {folder.path}",
         ):
-            console.print(line, highlight=False, markup=False, emoji=False, soft_wrap=True)
+            say_line(console, line)
         with _stoppable(folder, records):
             summary = _fit(trainer, folder, module, loading, records, loss=plan.loss)
     return TrainResult(folder=folder.path, summary=summary)
@@ -283,7 +284,7 @@ def opened(
         progress=progress,
     )
     for line in data.describe():
-        console.print(line, highlight=False, markup=False, emoji=False, soft_wrap=True)
+        say_line(console, line)
     return data
 
 
@@ -578,7 +579,7 @@ def _speaker(console: Console) -> Callable[[str], None]:
 
     def say(line: str) -> None:
         if is_first_process():
-            console.print(line, highlight=False, markup=False, emoji=False, soft_wrap=True)
+            say_line(console, line)
 
     return say
 

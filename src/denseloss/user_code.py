@@ -65,25 +65,9 @@ def module_of(text: str) -> ModuleType:
 
 
 def said_by(error: BaseException) -> str:
-    """Return what a call of the user's code raised, with the file and line it came from.
-
-    That is the last line of the traceback that is neither of an installed package nor of denseloss;
-    where there is none, the last of all.
-    """
-    frames = traceback.extract_tb(error.__traceback__)
-    own = [f for f in frames if not _FOREIGN.intersection(Path(f.filename).parts) and not _ours(f)]
-    place = ""
-    if frames:
-        frame = (own or frames)[-1]
-        place = f" ({Path(frame.filename).name}, line {frame.lineno})"
-    return f"{_said(error)}{place}"
-
-
-_FOREIGN = {"site-packages", "dist-packages"}
-
-
-def _ours(frame: traceback.FrameSummary) -> bool:
-    return Path(frame.filename).is_relative_to(Path(__file__).parent)
+    """Return what a call of the user's code raised, with the file and line it came from."""
+    where = f" ({place_of(error)})" if error.__traceback__ is not None else ""
+    return f"{_said(error)}{where}"
 
 
 def source_of(text: str) -> tuple[Path | None, str]:
@@ -125,26 +109,35 @@ def definition(source: str, name: str) -> str:
     return source
 
 
-def place_of(error: BaseException, file: Path | None) -> str:
-    """Return where an exception was raised, `losses.py, line 12`: the last line that is in a file.
+def place_of(error: BaseException, file: Path | None = None) -> str:
+    """Return where an exception was raised, `losses.py, line 12`.
 
     Args:
         error: That was caught.
-        file: Whose line is wanted; the last line of all stands for it where none is in it.
+        file: Whose last line is wanted. Without it, or where none is in it, it is the last line
+            that is neither of an installed package nor of denseloss, or else the last of all.
     """
-    lines = [
-        (frame.f_code.co_filename, number)
-        for frame, number in traceback.walk_tb(error.__traceback__)
-    ]
-    own = [line for line in lines if file is not None and line[0] == str(file)]
-    name, number = (own or lines or [("", 0)])[-1]
-    return f"{Path(name).name}, line {number}"
+    lines = _lines(error)
+    inside = [line for line in lines if line[0] == file]
+    own = [line for line in lines if not _is_foreign(line[0])]
+    where, number = (inside or own or lines or [(Path(), 0)])[-1]
+    return f"{where.name}, line {number}"
 
 
 def passes(error: BaseException, file: Path | None) -> bool:
     """Whether an exception was raised in a file, or in what the file called."""
-    frames = (frame for frame, _ in traceback.walk_tb(error.__traceback__))
-    return any(frame.f_code.co_filename == str(file) for frame in frames)
+    return any(where == file for where, _ in _lines(error))
+
+
+def _lines(error: BaseException) -> list[tuple[Path, int]]:
+    """The files and lines that an exception passed, the one that raised it last."""
+    frames = traceback.walk_tb(error.__traceback__)
+    return [(Path(frame.f_code.co_filename), number) for frame, number in frames]
+
+
+def _is_foreign(file: Path) -> bool:
+    packages = {"site-packages", "dist-packages"}
+    return bool(packages.intersection(file.parts)) or file.is_relative_to(Path(__file__).parent)
 
 
 def look_in(folder: str) -> None:

@@ -588,3 +588,29 @@ def test_many_rare_classes_are_one_warning(tmp_path: Path) -> None:
     assert any(
         "class 1 class 1 is rare (" in w and "and so are 11 more" in w for w in report.warnings
     )
+
+
+def test_a_file_that_may_not_be_read_is_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pairs(tmp_path, [blob()] * 3)
+
+    def refuse(self: Path, *_: object, **__: object) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(Image, "open", refuse)
+    monkeypatch.setattr(Path, "open", refuse)
+    with pytest.raises(DataError, match=r"0\.png: cannot be read \(Permission denied\); let this"):
+        open_data(tmp_path)
+
+
+def test_boxes_beside_maps_of_instances_do_not_hide_them(tmp_path: Path) -> None:
+    for i in range(4):
+        save(tmp_path / "images" / f"{i}.png", photo(70, 60))
+        save(tmp_path / "instances" / f"{i}.png", numbered(12 + i))
+    entries = [{"id": i, "file_name": f"{i}.png", "width": 70, "height": 60} for i in range(4)]
+    box = {"id": 1, "image_id": 0, "category_id": 1, "bbox": [1, 1, 5, 4], "iscrowd": 0}
+    table = {"images": entries, "annotations": [box], "categories": [{"id": 1, "name": "cell"}]}
+    (tmp_path / "boxes.json").write_text(json.dumps(table))
+    data = open_data(tmp_path)
+    assert foreground(data) == {20 * n for n in (12, 13, 14, 15)}

@@ -1,7 +1,6 @@
 """One image or mask file to one array, whatever its format, mode and depth."""
 
 import logging
-import struct
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -24,7 +23,7 @@ SUFFIXES = (
     *(".pgm", ".ppm", ".pbm"),
 )
 # What Pillow's readers raise on damaged files, as found by damaging some.
-_UNREADABLE = (*UNREADABLE, IndexError, struct.error, Image.DecompressionBombError)
+_UNREADABLE = (*UNREADABLE, Image.DecompressionBombError)
 DEEP = ("I", "I;16", "I;16B", "I;16L", "I;16N", "F")
 
 Array = NDArray[Any]
@@ -79,8 +78,11 @@ def _why_unread(path: Path, error: Exception) -> str:
     if isinstance(error, Image.DecompressionBombError):
         most = 2 * (Image.MAX_IMAGE_PIXELS or 0) // 10**6
         return f"has more than {most} million pixels; cut it, and its mask, into smaller ones"
-    with path.open("rb") as file:
-        head = file.read(64)
+    try:
+        with path.open("rb") as file:
+            head = file.read(64)
+    except OSError as denied:
+        return f"cannot be read ({denied.strerror}); let this user read it, or remove it"
     if not head:
         return "is empty; replace or remove it"
     if head.startswith(b"version https://git-lfs"):

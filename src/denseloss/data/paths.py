@@ -78,7 +78,7 @@ _FILLERS = (
     *("trainval", "anon"),
 )
 _OBSERVERS = ("2nd", "second", "3rd", "third")
-_SPLIT_OF = {word: split for split, words in SPLITS.items() for word in words}
+SPLIT_OF = {word: split for split, words in SPLITS.items() for word in words}
 # Too short to be looked for inside of longer words.
 _ALONE: dict[str, Role] = {"x": "image", "y": "mask", "l": "mask", "p": "mask"}
 
@@ -87,7 +87,7 @@ def _kinds() -> dict[str, str]:
     kinds = dict.fromkeys(_IMAGES, "image") | dict.fromkeys(_MASKS, "mask")
     kinds |= dict.fromkeys(_FOR_THE_EYE, "eye") | dict.fromkeys(_INSTANCES, "instance")
     kinds |= dict.fromkeys(_PREDICTIONS, "prediction") | dict.fromkeys(_FILLERS, "filler")
-    return kinds | _SPLIT_OF
+    return kinds | SPLIT_OF
 
 
 _KINDS = _kinds()

@@ -1,5 +1,6 @@
 """Objects out of annotation files: COCO, YOLO, labelme, and what Datumaro reads."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from denseloss.data.annotations.coco import read_coco
@@ -8,7 +9,7 @@ from denseloss.data.annotations.labelme import read_labelme
 from denseloss.data.annotations.outlines import Annotated, AnnotatedImage, Object, Outlined
 from denseloss.data.annotations.unread import unread_format
 from denseloss.data.annotations.yolo import read_yolo
-from denseloss.data.folders import folders_below
+from denseloss.data.folders import Folder
 from denseloss.data.samples import Findings
 
 __all__ = [
@@ -23,11 +24,12 @@ __all__ = [
 ]
 
 
-def read_annotations(root: Path, findings: Findings) -> Annotated | None:
+def read_annotations(root: Path, folders: Sequence[Folder], findings: Findings) -> Annotated | None:
     """Read the annotation files below a folder.
 
     Args:
         root: The folder.
+        folders: Those in it that hold pictures.
         findings: Where what is wrong with them is told.
 
     Returns:
@@ -36,7 +38,6 @@ def read_annotations(root: Path, findings: Findings) -> Annotated | None:
     Raises:
         DataError: They are there, and broken.
     """
-    folders = folders_below(root)
     for read in (read_coco, read_labelme, read_yolo):
         found = read(root, folders, findings)
         if found is not None:

@@ -9,7 +9,7 @@ from pathlib import Path
 from denseloss.data.files import read_text
 from denseloss.data.folders import Split
 from denseloss.data.images import SUFFIXES
-from denseloss.data.paths import SPLITS, meaning
+from denseloss.data.paths import SPLIT_OF, SPLITS, meaning
 from denseloss.data.samples import Findings, Sample
 from denseloss.tasks.segmentation.pairing import Layout
 
@@ -20,7 +20,6 @@ _FOLDERS = (
 _SUFFIXES = (".txt", ".lst", ".csv")
 _MORE_WORDS = ("", "list", "lists", "names", "split", "set")
 _LARGEST = 50 << 20
-_SPLIT_OF = {word: split for split, words in SPLITS.items() for word in words}
 
 Known = Mapping[str, Sample | None]
 """The sample of each ending of a path; None where it is that of several."""
@@ -159,7 +158,7 @@ def _of_tables(folder: Path, known: Known) -> tuple[dict[Split, list[Sample]], l
 def _rows(file: Path) -> Iterator[tuple[Split, list[str]]]:
     try:
         for row in csv.reader(read_text(file).splitlines()):
-            words = [_SPLIT_OF.get(cell.strip().lower()) for cell in row]
+            words = [SPLIT_OF.get(cell.strip().lower()) for cell in row]
             split = next((word for word in words if word), None)
             yield split, [cell for cell, word in zip(row, words, strict=True) if not word]
     except csv.Error:
@@ -172,9 +171,9 @@ def _lists(file: Path) -> Iterator[tuple[Split, list[str]]]:
     except (ValueError, RecursionError):
         return
     for name, entries in said.items() if isinstance(said, dict) else ():
-        if name.lower() in _SPLIT_OF and isinstance(entries, list):
+        if name.lower() in SPLIT_OF and isinstance(entries, list):
             for entry in entries:
-                yield _SPLIT_OF[name.lower()], [str(entry)]
+                yield SPLIT_OF[name.lower()], [str(entry)]
 
 
 def _name_twins(layout: Layout, splits: dict[Split, list[Sample]]) -> None:

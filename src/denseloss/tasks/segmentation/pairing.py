@@ -69,6 +69,9 @@ class Kind:
         return self.name.removesuffix("*") or "*"
 
 
+GLOBS = "--images 'img/*.jpg' --masks 'ann/*_seg.png'"
+"""How images and masks are told that are not found by looking."""
+
 _DOUBTS = {
     "": "",
     "instance": "maps of instances",
@@ -100,11 +103,14 @@ class Found:
 # ------------------------------------------------------------------------------------ looking
 
 
-def find_pairs(root: Path, findings: Findings, *, skip: bool) -> Layout | None:
+def find_pairs(
+    root: Path, folders: Sequence[Folder], findings: Findings, *, skip: bool
+) -> Layout | None:
     """Look at a folder and pair its images with its masks.
 
     Args:
         root: The folder.
+        folders: Those in it that hold pictures.
         findings: Where files without a partner are told.
         skip: Leave out images without a mask.
 
@@ -115,7 +121,6 @@ def find_pairs(root: Path, findings: Findings, *, skip: bool) -> Layout | None:
         NoMatchError: Images and masks do not belong together.
         DataError: Some do not.
     """
-    folders = folders_below(root)
     of = {role: [f for f in folders if f.role == role] for role in ("image", "mask", None)}
     images, masks = of["image"] or of[None], of["mask"]
     found: list[Found] = []
@@ -138,23 +143,24 @@ def find_pairs(root: Path, findings: Findings, *, skip: bool) -> Layout | None:
         raise NoMatchError(
             f"{of['image'][0].path}: no image has a mask of its name in {masks[0].path} (for "
             f"example {of['image'][0].files[0].name} and {masks[0].files[0].name}); give a mask "
-            "its image's name, or say what both share with --images and --masks, such as "
-            "--images 'img/*.jpg' --masks 'ann/*_seg.png'"
+            f"its image's name, or say what both share with --images and --masks, such as {GLOBS}"
         )
     layout = _layout(root, found, findings, skip=skip)
     _name_what_is_left(layout, folders, found)
     return layout
 
 
-def by_names_alone(root: Path, findings: Findings, *, skip: bool) -> Layout | None:
+def by_names_alone(
+    root: Path, folders: Sequence[Folder], findings: Findings, *, skip: bool
+) -> Layout | None:
     """Pair the images with another folder whose files have the images' names.
 
     Args:
         root: The folder.
+        folders: Those in it that hold pictures.
         findings: Where files without a partner are told.
         skip: Leave out images without a mask.
     """
-    folders = folders_below(root)
     images = [f for f in folders if f.role == "image"]
     # The last part of the path of another folder is its own name, and no place.
     others = [
@@ -209,8 +215,7 @@ def told_pairs(images: str, masks: str, root: Path, findings: Findings, *, skip:
     if not any(pair.masks for pair in found):
         raise DataError(
             f"--images {images} and --masks {masks}: no image has a mask of its name; write a * "
-            "for what an image and its mask share, such as --images 'img/*.jpg' --masks "
-            "'ann/*_seg.png'"
+            f"for what an image and its mask share, such as {GLOBS}"
         )
     layout = _layout(root, found, findings, skip=skip)
     layout.kind = f"pairs of {images} and {masks}"
@@ -565,12 +570,12 @@ def _name_what_is_left(layout: Layout, folders: Sequence[Folder], found: Sequenc
         layout.notes.append(f"pictures that are not used: {', '.join([*said, *more])}")
 
 
-def orphans(root: Path, layout: Layout, findings: Findings) -> None:
+def orphans(layout: Layout, folders: Sequence[Folder], findings: Findings) -> None:
     """Tell of the masks that have no image, in the folders that masks were taken from."""
     used = {file for sample in layout.samples for file in mask_files(sample.mask)}
     places = {file.parent for file in used}
     images = {sample.image for sample in layout.samples}
-    for folder in folders_below(root):
+    for folder in folders:
         if folder.path not in places or images.intersection(folder.files):
             continue
         affixes = {stem_of(f.stem).affixes[-1] for f in folder.files if f in used}

@@ -15,11 +15,13 @@ from denseloss.data.annotations import (
 from denseloss.data.class_names import ClassNames, find_class_names
 from denseloss.data.errors import DataError
 from denseloss.data.files import read_text
+from denseloss.data.folders import folders_below
 from denseloss.data.images import SUFFIXES
 from denseloss.data.paths import meaning
 from denseloss.data.samples import Findings, Sample
 from denseloss.tasks.segmentation.lists import use_lists
 from denseloss.tasks.segmentation.pairing import (
+    GLOBS,
     Layout,
     NoMatchError,
     by_names_alone,
@@ -30,7 +32,7 @@ from denseloss.tasks.segmentation.pairing import (
 
 WAY_OUT = (
     "say where they are with --images and --masks: two folders, or globs with one * for what an "
-    "image and its mask share, such as --images 'img/*.jpg' --masks 'ann/*_seg.png'"
+    f"image and its mask share, such as {GLOBS}"
 )
 _VOC_NAME = re.compile(r"20(0[7-9]|1[0-2])_\d+$")
 _ARCHIVES = (".zip", ".tar", ".tgz", ".tar.gz", ".rar", ".7z")
@@ -87,25 +89,26 @@ def _looked_for(outer: Path, findings: Findings, *, skip: bool) -> Layout:
         if len(inside) != 1 or not inside[0].is_dir() or _says_something(inside[0].name):
             break
         root = inside[0]
+    folders = folders_below(root)
     unmatched: NoMatchError | None = None
     layout = None
     try:
-        layout = find_pairs(root, findings, skip=skip)
+        layout = find_pairs(root, folders, findings, skip=skip)
     except NoMatchError as error:
         unmatched = error
     if layout is None or layout.doubtful:
-        layout = _annotated(root, read_annotations(root, findings)) or layout
-    layout = layout or by_names_alone(root, findings, skip=skip)
+        layout = _annotated(root, read_annotations(root, folders, findings), instead=layout)
+    layout = layout or by_names_alone(root, folders, findings, skip=skip)
     others = read_formats(root) if layout is None or layout.doubtful else None
     if isinstance(others, Annotated):
-        layout = _annotated(root, others)
+        layout = _annotated(root, others, instead=layout)
     if layout is None and (unread := unread_format(root)) is not None:
         raise DataError(unread)
     if layout is None:
         raise unmatched or DataError(f"{_nothing_found(outer)}{f'; {others}' * bool(others)}")
     if root != outer:
         layout.notes.append(f"the data lies in {root}")
-    orphans(root, layout, findings)
+    orphans(layout, folders, findings)
     use_lists(layout, findings)
     if all(s.image and s.image.parent.name == "JPEGImages" for s in layout.samples) and all(
         _VOC_NAME.match(s.name) for s in layout.samples
@@ -120,13 +123,16 @@ def _says_something(name: str) -> bool:
     return said.role is not None or said.split is not None
 
 
-def _annotated(root: Path, found: Annotated | None) -> Layout | None:
+def _annotated(root: Path, found: Annotated | None, *, instead: Layout | None) -> Layout | None:
+    """The samples of annotation files; `instead` where there are none with an outline."""
     if found is None:
-        return None
-    if not found.images:
-        raise DataError(f"{root}: no image is left ({found.kind}); repair the files named first")
+        return instead
     objects = [each for image in found.images for each in image.truth.objects]
     drawn = sum(each.outline is not None for each in objects)
+    if instead is not None and not drawn:
+        return instead
+    if not found.images:
+        raise DataError(f"{root}: no image is left ({found.kind}); repair the files named first")
     if not drawn:
         raise DataError(
             f"{root}: holds boxes, not masks ({found.kind}); segmentation needs outlines or a mask "
